@@ -29,7 +29,7 @@ DEV = [
 setup(
     name="infobert-fast",
     version="0.1.0",
-    description="InfoBERT's mutual-information regularisers as fused Triton kernels, with a transformers/DeepSpeed trainer",
+    description="Fine-tune language models with InfoBERT's mutual-information regularisers, fast and exactly",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
