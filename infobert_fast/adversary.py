@@ -1,0 +1,57 @@
+"""FreeLB's adversary: where a step's perturbation starts and how it climbs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from infobert_fast import checks, functional
+from infobert_fast.functional import NormType
+
+__all__ = ["FreeLB"]
+
+
+@dataclass(frozen=True)
+class FreeLB:
+    """The perturbation of one optimisation step: ``adv_steps`` passes with an ascent between each two of them.
+
+    ``adv_steps = 1`` with ``adv_init_mag = 0`` is standard fine-tuning. The perturbation lives on the word embeddings,
+    before positions, LayerNorm and dropout, and is zero at padding. See :func:`infobert_fast.functional.freelb_init`
+    and :func:`infobert_fast.functional.freelb_step` for the formulas.
+
+    Args:
+        adv_lr: length of an ascent. adv_init_mag: magnitude of the random start. adv_max_norm: radius of the
+            projection, 0 for none. adv_steps: passes K of a step. norm_type: ``"l2"`` or ``"linf"``.
+
+    Raises:
+        ValueError: for negative magnitudes, fewer than one step, or an unknown norm.
+    """
+
+    adv_lr: float = 0.0
+    adv_init_mag: float = 0.0
+    adv_max_norm: float = 0.0
+    adv_steps: int = 1
+    norm_type: NormType = "l2"
+
+    def __post_init__(self) -> None:
+        checks.number("adv_lr", self.adv_lr, low=0.0)
+        checks.number("adv_init_mag", self.adv_init_mag, low=0.0)
+        checks.number("adv_max_norm", self.adv_max_norm, low=0.0, advice="0 means no projection")
+        checks.positive_integer("adv_steps", self.adv_steps, advice="1 with adv_init_mag 0 is standard fine-tuning")
+        checks.choice("norm_type", self.norm_type, functional.NORM_TYPES)
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether any pass sees a perturbation other than zero."""
+        return self.adv_steps > 1 or self.adv_init_mag > 0
+
+    def start(self, embeddings: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
+        """The first delta, ``[batch, length, d]``: a function of ``seed`` that leaves the default generators alone."""
+        generator = torch.Generator(device=embeddings.device).manual_seed(seed)
+        return functional.freelb_init(embeddings, attention_mask, self.adv_init_mag, self.norm_type, generator)
+
+    def ascend(self, delta: Tensor, grad: Tensor, attention_mask: Tensor) -> Tensor:
+        """The next delta, up the gradient of the loss."""
+        return functional.freelb_step(delta, grad, attention_mask, self.adv_lr, self.adv_max_norm, self.norm_type)

@@ -1,0 +1,52 @@
+"""The critic as a submodule of the model: wrapped, reduced, clipped, sharded, saved and loaded with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import nn
+
+from infobert_fast.estimators import InfoNCE
+
+__all__ = ["CRITIC", "attach_critic", "load_critic"]
+
+# The submodule's name, and the prefix of its weights in the model's checkpoint. Stock transformers opens the checkpoint
+# and reports these weights as unexpected.
+CRITIC = "mi_estimator"
+
+
+def attach_critic(model: nn.Module, hidden_dim: int = 300) -> InfoNCE:
+    """Give the model a critic for its hidden size, or return the one it has."""
+    critic = getattr(model, CRITIC, None)
+    if critic is None:
+        width = model.config.hidden_size
+        reference = next(model.parameters())
+        critic = InfoNCE(width, width, hidden_dim).to(device=reference.device, dtype=reference.dtype)
+        model.add_module(CRITIC, critic)
+    return critic
+
+
+def load_critic(critic: InfoNCE, folder: str | Path) -> bool:
+    """Fill the critic from a checkpoint folder's safetensors; False where the folder holds none.
+
+    Raises:
+        ValueError: where it holds one of another shape, naming both.
+    """
+    prefix = f"{CRITIC}."
+    found = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no mapping)
+            found.update({name.removeprefix(prefix): file.get_tensor(name) for name in names})
+    if not found:
+        return False
+    expected = {name: list(value.shape) for name, value in critic.state_dict().items()}
+    actual = {name: list(value.shape) for name, value in found.items()}
+    if actual != expected:
+        raise ValueError(
+            f"the critic in {folder} has shapes {actual}; this run's has {expected}: set `critic_hidden_dim` and the "
+            f"model as in the run that wrote it, or remove its `{prefix}*` weights"
+        )
+    critic.load_state_dict(found)
+    return True

@@ -1,0 +1,85 @@
+"""Running any Hugging Face encoder from perturbed word embeddings, and proof that this is the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_embedded_forward", "embedded_inputs", "word_embeddings_of"]
+
+
+def word_embeddings_of(model: nn.Module) -> nn.Module:
+    """The model's word-embedding module.
+
+    Raises:
+        ValueError: if it has none, or holds it in half precision, where a perturbation would round away.
+    """
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embeddings = None
+    if not isinstance(embeddings, nn.Module):
+        raise ValueError(
+            f"`model` was a {type(model).__name__} without input embeddings, on which the perturbation lives: use an "
+            f"encoder whose `get_input_embeddings()` returns them"
+        )
+    weight = next(embeddings.parameters())
+    if torch.finfo(weight.dtype).bits < 32:
+        raise ValueError(
+            f"`model` holds its word embeddings in {weight.dtype}, in which most of a perturbation would round away: "
+            f"load it with dtype=torch.float32 and train with bf16=True or fp16=True (autocast)"
+        )
+    return embeddings
+
+
+def embedded_inputs(model: nn.Module, inputs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Any]:
+    """The model's keyword arguments with ``embeddings`` in the place of ``input_ids``.
+
+    RoBERTa and its kin number positions from the ids, skipping padding, and fall back to plain counting without them:
+    the positions they would have used are passed explicitly.
+    """
+    rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "lengths")}
+    if "position_ids" not in rest:
+        for module in model.modules():
+            numbering = getattr(module, "create_position_ids_from_input_ids", None)
+            if numbering is not None:
+                rest["position_ids"] = numbering(inputs["input_ids"], module.padding_idx)
+                break
+    return {**rest, "inputs_embeds": embeddings}
+
+
+@torch.no_grad()
+def check_embedded_forward(model: nn.Module, inputs: Mapping[str, Any], tolerance: float = 1e-4) -> None:
+    """Run two sentences from ids and from embeddings, without dropout, and compare the logits.
+
+    Called once before training. It leaves mode and random state as they were.
+
+    Raises:
+        ValueError: where the two differ: such a model would be trained differently from how it is evaluated; or where a
+            sentence begins with padding, whose hidden state would be taken for the sentence's.
+    """
+    mask = inputs["attention_mask"]
+    if not bool(mask[:, 0].all()):
+        raise ValueError(
+            "a sentence of the batch begins with padding; its first hidden state, which stands for the sentence, would "
+            "be that of padding: set tokenizer.padding_side = 'right'"
+        )
+    few = {name: value[:2] for name, value in inputs.items() if isinstance(value, Tensor)}
+    training = model.training
+    model.eval()
+    try:
+        by_ids = model(**few).logits
+        embeddings = word_embeddings_of(model)(few["input_ids"])
+        by_embeddings = model(**embedded_inputs(model, few, embeddings)).logits
+    finally:
+        model.train(training)
+    difference = float((by_ids - by_embeddings).abs().max())
+    if difference > tolerance * max(1.0, float(by_ids.abs().max())):
+        raise ValueError(
+            f"`model` ({type(model).__name__}) gives other logits from embeddings than from ids (by "
+            f"{difference:.1e}): it reads the ids for more than embedding them; pass what it derives from them "
+            f"(position_ids, ...) in the batch"
+        )

@@ -1,0 +1,26 @@
+"""The same dropout masks in every pass of a step, for any model and at no memory: the random state is replayed."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["RandomReplay"]
+
+
+class RandomReplay:
+    """Remembers the default generators' state at construction; :meth:`rewind` returns to it.
+
+    Every draw between two rewinds repeats, dropout masks among them, on the CPU and on ``device``. A CUDA generator's
+    state is a seed and an offset kept on the host: reading it does not wait for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._cpu_state = torch.get_rng_state()
+        self._device_state = torch.cuda.get_rng_state(device) if self._device is not None else None
+
+    def rewind(self) -> None:
+        """Return to the remembered state."""
+        torch.set_rng_state(self._cpu_state)
+        if self._device_state is not None:
+            torch.cuda.set_rng_state(self._device_state, self._device)

@@ -1,0 +1,45 @@
+"""The terms of the loss between two log lines: summed on the device, read on the host only when they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["TermLog"]
+
+
+class TermLog:
+    """Mean, least and greatest of each term since it was last read."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._names: list[str] = []
+        self._sum = self._low = self._high = torch.empty(0)
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Take one micro-batch's detached scalars; ``loss`` is left to the Trainer. Does not wait for the device."""
+        names = [name for name in terms if name != "loss"]
+        values = torch.stack([terms[name].double() for name in names])
+        if not self._count:
+            self._names, self._sum, self._low, self._high = names, values, values, values
+        else:
+            self._sum = self._sum + values
+            self._low, self._high = torch.minimum(self._low, values), torch.maximum(self._high, values)
+        self._count += 1
+
+    def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Means over micro-batches and ranks with their ranges, and begin anew; ``gather`` stacks a row from every
+        rank.
+        """
+        if not self._count:
+            return {}
+        rows = gather(torch.stack([self._sum / self._count, self._low, self._high]).unsqueeze(0)).cpu()
+        means, lows, highs = rows[:, 0].mean(0), rows[:, 1].min(0).values, rows[:, 2].max(0).values
+        self._count = 0
+        logs = {}
+        for name, mean, low, high in zip(self._names, means.tolist(), lows.tolist(), highs.tolist(), strict=True):
+            logs[name] = mean
+            logs[f"{name}_min"], logs[f"{name}_max"] = low, high
+        return logs

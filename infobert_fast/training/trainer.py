@@ -1,0 +1,210 @@
+"""``InfoBertTrainer``: transformers' Trainer with InfoBERT's step in place of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import Trainer
+
+from infobert_fast import checks
+from infobert_fast.regularizers import AFR_VERSIONS, AnchoredFeature, bottleneck_for
+from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.critic import attach_critic, load_critic
+from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
+from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
+from infobert_fast.training.terms import TermLog
+
+__all__ = ["InfoBertTrainer", "WithLengths"]
+
+
+class WithLengths:
+    """A collator that adds ``lengths``, the tokens of each sentence, as a list on the host, and checks the mask there.
+
+    Anchors are counted from lengths: taken here, before the batch leaves for the device, nothing waits for it later.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        batch = dict(self.collator(examples))
+        if "input_ids" not in batch:
+            raise ValueError(
+                f"the batch holds {sorted(batch)} and no `input_ids`; the perturbation needs the tokens: add them"
+            )
+        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+        checks.attention_mask(batch["attention_mask"], tuple(batch["input_ids"].shape[:2]))
+        batch["lengths"] = batch["attention_mask"].sum(dim=1).tolist()
+        return batch
+
+
+class InfoBertTrainer(Trainer):
+    """Fine-tunes any Hugging Face encoder with InfoBERT's regularisers, alone or under a FreeLB adversary.
+
+    Use it as ``transformers.Trainer``, with :class:`InfoBertArguments`. Each step accumulates the exact gradient of
+
+        (1/K) sum_k [ task_loss + beta * IB - alpha * AFR ]   over K = adv_steps perturbed passes,
+
+    divided by gradient accumulation in every term and averaged over ranks. The critic is a submodule of the model,
+    ``mi_estimator``; the saved folder opens in stock transformers without this package. Losses and bounds are logged,
+    in nats, as means with their ranges.
+
+    Compare "standard" with this trainer at ``version=-1, adv_steps=1, adv_init_mag=0``: the stock Trainer multiplies an
+    encoder's classification loss by accumulation steps and ranks.
+
+    Raises:
+        ValueError: for a model without input embeddings or in half precision, several GPUs in one process, DeepSpeed
+            with half-precision weights or ZeRO stage 3, or FSDP: each with the setting to change.
+
+    Example:
+        >>> args = InfoBertArguments("out", learning_rate=2e-5, adv_steps=3, version=6)
+        >>> InfoBertTrainer(model, args, train_dataset=train, processing_class=tokenizer).train()
+    """
+
+    args: InfoBertArguments
+
+    def __init__(self, model: nn.Module | None = None, args: InfoBertArguments | None = None, **kwargs: Any) -> None:
+        if not isinstance(args, InfoBertArguments):
+            raise TypeError(
+                f"`args` was a {type(args).__name__}; it must be an InfoBertArguments, which extends TrainingArguments"
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs are visible to one process, which would mean nn.DataParallel; launch one process "
+                f"per GPU (torchrun --nproc_per_node {args.n_gpu} ...), or set CUDA_VISIBLE_DEVICES to one of them"
+            )
+        if model is not None:
+            _prepare(model, args)
+        super().__init__(model, args, **kwargs)
+        # An encoder's forward takes **kwargs, from which the stock Trainer concludes that it divides its loss by
+        # `num_items_in_batch`. It does not; the loss would come out multiplied by accumulation and ranks.
+        self.model_accepts_loss_kwargs = False
+        self.data_collator = WithLengths(self.data_collator)
+        self._refuse_unsupported_engines()
+        self._bottleneck = bottleneck_for(
+            args.version,
+            args.ib_sampling,
+            hidden_size=self.model.config.hidden_size,
+            max_length=args.ib_max_length,
+            average=args.world_size > 1,
+        )
+        if self._bottleneck is not None:
+            self._bottleneck.to(args.device)
+            if args.world_size > 1:
+                for parameter in self._bottleneck.parameters():
+                    torch.distributed.broadcast(parameter.data, src=0)
+        self._anchored = (
+            AnchoredFeature(args.cl, args.ch, args.negatives, args.seed) if args.version in AFR_VERSIONS else None
+        )
+        self._terms = TermLog()
+        self._place = (-1, 0)  # optimisation step and micro-step within it
+        self._checked = False
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        return _prepare(super().call_model_init(trial), self.args)
+
+    def _refuse_unsupported_engines(self) -> None:
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "`fsdp` is set; the input gradient does not pass through FSDP's hooks: use DDP or DeepSpeed ZeRO-2"
+            )
+        if not self.is_deepspeed_enabled:
+            return
+        config = self.accelerator.state.deepspeed_plugin.hf_ds_config
+        if config.is_zero3():
+            raise ValueError(
+                "the DeepSpeed configuration asks for ZeRO stage 3, which frees parameters between the two traversals "
+                "of the graph that the anchors need: use stage 2 or lower"
+            )
+        for half in ("bf16", "fp16"):
+            if config.is_true(f"{half}.enabled"):
+                raise ValueError(
+                    f"the DeepSpeed configuration enables `{half}`, in whose weights most of a perturbation rounds away: "
+                    f'use {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} and leave `{half}` unset'
+                )
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Accumulate one micro-batch's gradient; the detached loss it is the gradient of."""
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        if not self._checked:
+            check_embedded_forward(bare, inputs)
+            self._checked = True
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
+        # hooks. DistributedDataParallel needs its forward to know that a backward is coming.
+        target = bare if deepspeed else model
+
+        def forward(embeddings: Tensor) -> Pass:
+            batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
+            loss, outputs = self.compute_loss(target, batch, return_outputs=True)
+            return Pass(loss, outputs.hidden_states[0], outputs.hidden_states[-1])
+
+        def backward(loss: Tensor, last: bool) -> None:
+            if not deepspeed:
+                self.accelerator.backward(loss)
+            elif last:
+                self.accelerator.backward(loss, scale_wrt_gas=False)
+            else:
+                model.set_gradient_accumulation_boundary(False)
+                model.backward(loss, scale_wrt_gas=False)
+
+        scaler = self.accelerator.scaler
+        terms = infobert_step(
+            Objective(
+                self.args.adversary(self.state.global_step),
+                self._bottleneck,
+                self._anchored,
+                getattr(bare, "mi_estimator", None),
+                beta=self.args.beta,
+                alpha=self.args.alpha,
+            ),
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            lengths=inputs["lengths"],
+            word_embeddings=word_embeddings_of(bare),
+            forward=forward,
+            backward=backward,
+            seed=self._seed(),
+            scale=1 / self.current_gradient_accumulation_steps,
+            scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
+            defer_reduction=contextlib.nullcontext if deepspeed else lambda: self.accelerator.no_sync(model),
+        )
+        self._terms.add(terms)
+        return terms["loss"]
+
+    def _seed(self) -> int:
+        """The seed of this micro-batch's perturbation: by rank and place in the run, so that a resumed run repeats
+        it.
+        """
+        step = self.state.global_step
+        self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
+        return step_seed(self.args.seed, self.args.process_index, *self._place)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the model's forward knows no ``lengths``."""
+        return super().prediction_step(model, {k: v for k, v in inputs.items() if k != "lengths"}, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms of the loss, averaged over ranks, to a training log line."""
+        if "loss" in logs:
+            logs = {**logs, **self._terms.read(self.accelerator.gather)}
+        super().log(logs, start_time)
+
+
+def _prepare(model: nn.Module, args: InfoBertArguments) -> nn.Module:
+    """Check that the model can be perturbed, and give it its critic: that of its checkpoint where it has one."""
+    word_embeddings_of(model)
+    if args.version in AFR_VERSIONS:
+        load_critic(attach_critic(model, args.critic_hidden_dim), model.name_or_path)
+    return model
