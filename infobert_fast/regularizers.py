@@ -48,7 +48,8 @@ class InformationBottleneck(nn.Module):
     Args:
         kind: as above. sampling: ``"exact"`` averages over every partner, ``"sampled"`` draws one a row (the
         reference). hidden_size, max_length: for the learned kinds, whose network ``club`` has its own optimiser and
-            must not be given to another. average: let the learned kinds average their likelihood gradient over all
+            must not be given to another.
+        average: let the learned kinds average their likelihood gradient over all
             ranks.
     """
 
@@ -120,8 +121,8 @@ class AnchoredFeature(nn.Module):
     Args:
         cl, ch: the anchor window.
         negatives: ``"chunk"`` shuffles the batch's pairs with a fixed permutation and contrasts within consecutive
-            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all pairs of the
-        batch. seed: of the permutation, which depends on the number of pairs alone.
+            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all pairs of the batch.
+        seed: of the permutation, which depends on the number of pairs alone.
     """
 
     def __init__(self, cl: float = 0.5, ch: float = 0.9, negatives: Negatives = "chunk", seed: int = 42) -> None:
@@ -143,7 +144,8 @@ class AnchoredFeature(nn.Module):
 
         Args:
             critic: owns the critic's weights; a submodule of the model, so that they are reduced, saved and clipped
-            with it. embedded: ``[batch, length, hidden]``. sentence: ``[batch, hidden]``.
+            with it.
+            embedded: ``[batch, length, hidden]``. sentence: ``[batch, hidden]``.
             grad: ``[batch, length, hidden]``, of the loss with respect to the perturbation.
             attention_mask: ``[batch, length]``. lengths: tokens per sentence, known on the host.
         """

@@ -124,7 +124,7 @@ class InfoBertTrainer(Trainer):
         for half in ("bf16", "fp16"):
             if config.is_true(f"{half}.enabled"):
                 raise ValueError(
-                    f"the DeepSpeed configuration enables `{half}`, in whose weights most of a perturbation rounds away: "
+                    f"the DeepSpeed configuration enables `{half}`, whose weights round a perturbation away: "
                     f'use {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} and leave `{half}` unset'
                 )
 
