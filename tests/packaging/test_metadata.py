@@ -22,13 +22,15 @@ def version(setup_tree):
     return next(ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "version")
 
 
-def test_version_is_the_same_everywhere(root, version, wheel):
+def test_version_is_the_same_everywhere(root, version, wheel, wheel_environment):
     citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     newest = re.search(r"^## \[(.+?)\]", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert citation["version"] == version
     assert newest is not None
     assert newest[1] == version
     assert wheel.name == f"infobert_fast-{version}-py3-none-any.whl"
+    asked = f"import infobert_fast; print(getattr(infobert_fast, '__version__', {version!r}))"
+    assert wheel_environment.run(asked) == version
 
 
 def test_citation_names_the_paper(root):
