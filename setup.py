@@ -8,14 +8,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # torch's CUDA builds pin their own triton, so only a floor is asked for here: the release that torch 2.11 brings.
-CORE = ["torch>=2.11", "triton>=3.6; platform_system == 'Linux'"]
+CORE = ["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy>=2.0"]
 
 TRAIN = [
     "transformers>=5.17",
     "accelerate>=1.15",
     "datasets>=4.0",
     "deepspeed>=0.19.8",
-    "numpy>=2.0",
     "safetensors>=0.5",
     "pyyaml>=6.0",
     "rich>=13.0",
@@ -40,7 +39,7 @@ DEV = [
 setup(
     name="infobert-fast",
     version="0.1.0",
-    description="InfoBERT's mutual-information regularisers: Triton kernels and a transformers/DeepSpeed trainer",
+    description="Fine-tune language models with InfoBERT's mutual-information regularisers, fast and exactly",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="infobert-fast maintainers",

@@ -1,0 +1,215 @@
+"""Mutual-information estimators as modules, with the names, parameters and methods people know from the reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from infobert_fast import checks, functional
+from infobert_fast.functional import Implementation, Precision
+
+__all__ = ["CLUB", "CLUBv2", "InfoNCE"]
+
+
+class InfoNCE(nn.Module):
+    """InfoNCE lower bound on I(X; Y) with the concatenating MLP critic of InfoBERT.
+
+    ``F(x, y) = softplus(w2 . relu(W1 [x; y] + b1) + b2)``; see :func:`infobert_fast.functional.info_nce` for the bound.
+    Parameters carry the reference's names (``F_func.0.weight``, ``F_func.0.bias``, ``F_func.2.weight``,
+    ``F_func.2.bias``), so its checkpoints load. To train an encoder, add ``-alpha * critic(local, global_)`` to the
+    loss.
+
+    Args:
+        x_dim, y_dim: widths of local and global features. hidden_dim: width of the critic.
+        implementation, precision: passed on to :func:`infobert_fast.functional.info_nce`.
+
+    Example:
+        >>> critic = InfoNCE(768, 768)
+        >>> bound = critic(torch.randn(64, 768), torch.randn(64, 768))  # nats, at most log 64
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden_dim: int = 300,
+        *,
+        implementation: Implementation = "auto",
+        precision: Precision = "exact",
+    ) -> None:
+        super().__init__()
+        checks.positive_integer("x_dim", x_dim)
+        checks.positive_integer("y_dim", y_dim)
+        checks.positive_integer("hidden_dim", hidden_dim)
+        checks.choice("implementation", implementation, functional.IMPLEMENTATIONS)
+        checks.choice("precision", precision, functional.PRECISIONS)
+        self.x_dim, self.y_dim = x_dim, y_dim
+        self.implementation: Implementation = implementation
+        self.precision: Precision = precision
+        self.F_func = nn.Sequential(
+            nn.Linear(x_dim + y_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1), nn.Softplus()
+        )
+
+    def forward(
+        self,
+        x_samples: Tensor,
+        y_samples: Tensor,
+        *,
+        local_index: Tensor | None = None,
+        pair_index: Tensor | None = None,
+        chunk_size: int | None = None,
+    ) -> Tensor:
+        """The bound, a scalar in nats, over pairs ``(x_samples[local_index[p]], y_samples[pair_index[p]])``.
+
+        ``y_samples`` may hold each distinct global row once, ``pair_index`` saying which row each pair uses.
+        Gradients flow into both samples and the critic.
+        """
+        checks.matrix("x_samples", x_samples, width=self.x_dim)
+        checks.matrix("y_samples", y_samples, width=self.y_dim)
+        first, last = self.F_func[0], self.F_func[2]
+        return functional.info_nce(
+            x_samples,
+            y_samples,
+            first.weight,
+            first.bias,
+            last.weight,
+            last.bias,
+            local_index=local_index,
+            pair_index=pair_index,
+            chunk_size=chunk_size,
+            implementation=self.implementation,
+            precision=self.precision,
+        )
+
+    def extra_repr(self) -> str:
+        return f"implementation={self.implementation!r}, precision={self.precision!r}"
+
+
+class CLUBv2(nn.Module):
+    """Parameter-free CLUB upper bound, the one InfoBERT uses: half the mean squared distance of two rows of y.
+
+    ``x_samples`` takes no part in it; it is accepted because callers of the reference pass it. ``mi_est`` is exact and
+    costs O(M d); ``mi_est_sample`` draws one partner per row.
+
+    Args:
+        x_dim, lr: accepted as the reference's. y_dim: width of y. beta: the weight ``update`` multiplies with.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, lr: float = 1e-3, beta: float = 0) -> None:
+        super().__init__()
+        checks.positive_integer("y_dim", y_dim)
+        self.y_dim = y_dim
+        self.version = 2
+        self.beta = beta
+
+    def mi_est(self, x_samples: Tensor | None, y_samples: Tensor) -> Tensor:
+        """``mean_ij 1/2 ||y_i - y_j||^2`` over all pairs, in nats."""
+        _check_samples(None, None, y_samples, self.y_dim)
+        return functional.club(y_samples)
+
+    def mi_est_sample(self, x_samples: Tensor | None, y_samples: Tensor) -> Tensor:
+        """``mean_m 1/2 ||y_m - y_r(m)||^2``, r(m) uniform with replacement, drawn from torch's default generator."""
+        _check_samples(None, None, y_samples, self.y_dim)
+        return functional.club_sampled(y_samples, _partners(y_samples))
+
+    def update(self, x_samples: Tensor | None, y_samples: Tensor, steps: int | None = None) -> Tensor:
+        """``beta * mi_est_sample``: what the reference adds to the loss. There is nothing to update; ``steps`` has
+        no effect.
+        """
+        return self.beta * self.mi_est_sample(x_samples, y_samples)
+
+
+class CLUB(nn.Module):
+    """Learned CLUB upper bound on I(X; Y): ``q(y | x) = N(p_mu(x), e^p_logvar(x))`` with its own Adam.
+
+    Call :meth:`update` once a step with the features: it fits q on detached inputs, then returns ``beta`` times the
+    bound with q frozen, so that the likelihood step never reaches the encoder and the bound never reaches q. (The
+    reference lets the likelihood's gradient leak into the encoder.)
+
+    Args:
+        x_dim, y_dim: widths. lr: of q's Adam, ``optimizer``. beta: the weight ``update`` multiplies with.
+
+    Attributes:
+        version: 0 takes ``[N, x_dim]`` and ``[N, y_dim]`` as they are; 1 flattens leading dimensions first.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, lr: float = 1e-3, beta: float = 0) -> None:
+        super().__init__()
+        checks.positive_integer("x_dim", x_dim)
+        checks.positive_integer("y_dim", y_dim)
+        checks.number("lr", lr, low=0.0)
+        self.x_dim, self.y_dim = x_dim, y_dim
+        self.version = 0
+        self.beta = beta
+        self.p_mu = nn.Sequential(nn.Linear(x_dim, y_dim), nn.ReLU(), nn.Linear(y_dim, y_dim))
+        self.p_logvar = nn.Sequential(nn.Linear(x_dim, y_dim), nn.ReLU(), nn.Linear(y_dim, y_dim), nn.Tanh())
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
+
+    def get_mu_logvar(self, x_samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of ``q(. | x)``: two ``[N, y_dim]``."""
+        return self.p_mu(x_samples), self.p_logvar(x_samples)
+
+    def loglikeli(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        """``mean_n sum_d [ -(mu - y)^2 / e^logvar - logvar ]``."""
+        _check_samples(x_samples, self.x_dim, y_samples, self.y_dim)
+        return functional.gaussian_log_likelihood(*self.get_mu_logvar(x_samples), y_samples)
+
+    def mi_est(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        """The bound with every y as a negative, in O(N d)."""
+        _check_samples(x_samples, self.x_dim, y_samples, self.y_dim)
+        return functional.gaussian_club(*self.get_mu_logvar(x_samples), y_samples)
+
+    def mi_est_sample(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
+        """The bound with one uniformly drawn negative a row."""
+        _check_samples(x_samples, self.x_dim, y_samples, self.y_dim)
+        return functional.gaussian_club_sampled(*self.get_mu_logvar(x_samples), y_samples, _partners(y_samples))
+
+    def update(self, x_samples: Tensor, y_samples: Tensor, steps: int | None = None) -> Tensor:
+        """Take ``steps`` likelihood steps (None: one) on detached inputs, then return ``beta * mi_est_sample``, q
+        frozen.
+        """
+        checks.positive_integer("steps", steps, optional=True)
+        if self.version == 1:
+            x_samples, y_samples = x_samples.flatten(0, -2), y_samples.flatten(0, -2)
+        for _ in range(steps or 1):
+            self.fit_step(x_samples.detach(), y_samples.detach())
+        return self.beta * self.frozen_estimate(x_samples, y_samples)
+
+    def fit_step(self, x_samples: Tensor, y_samples: Tensor, *, average: bool = False) -> None:
+        """One step of q's optimiser on the negative log-likelihood; ``average`` takes its gradient's mean over all
+        ranks.
+        """
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            (-self.loglikeli(x_samples, y_samples)).backward()
+        if average:
+            for parameter in self.parameters():
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= torch.distributed.get_world_size()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def frozen_estimate(self, x_samples: Tensor, y_samples: Tensor, *, sampled: bool = True) -> Tensor:
+        """``mi_est_sample`` (or ``mi_est``) whose gradient reaches the samples and never q."""
+        self.requires_grad_(False)
+        try:
+            return (self.mi_est_sample if sampled else self.mi_est)(x_samples, y_samples)
+        finally:
+            self.requires_grad_(True)
+
+
+def _check_samples(x_samples: Tensor | None, x_dim: int | None, y_samples: Tensor, y_dim: int) -> None:
+    """Rows of the right width, one x for each y where x is used."""
+    checks.matrix("y_samples", y_samples, width=y_dim)
+    if x_samples is None or x_dim is None:
+        return
+    checks.matrix("x_samples", x_samples, width=x_dim, like=("y_samples", y_samples))
+    if x_samples.shape[0] != y_samples.shape[0]:
+        raise ValueError(
+            f"`x_samples` holds {x_samples.shape[0]} rows and `y_samples` {y_samples.shape[0]}; give one x for each y"
+        )
+
+
+def _partners(y_samples: Tensor) -> Tensor:
+    """For each row a partner's number, uniform with replacement."""
+    return torch.randint(y_samples.shape[0], (y_samples.shape[0],), device=y_samples.device)

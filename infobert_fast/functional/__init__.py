@@ -1,0 +1,46 @@
+"""Stateless functions: the bounds, the anchors and the perturbation; each picks its implementation and differentiates.
+
+Every function computes what its namesake in :mod:`infobert_fast.reference` states literally. ``implementation`` is
+
+* ``"auto"``: Triton kernels where tensors are on a GPU and Triton is there, PyTorch otherwise;
+* ``"triton"``: the kernels, or an error that says why not;
+* ``"torch"``: factorised PyTorch with bounded memory, on any device;
+* ``"reference"``: the literal specification.
+
+Bounds are in nats. Half-precision inputs are accumulated in float32 and the bound is returned in float32.
+"""
+
+from infobert_fast.functional.anchors import anchor_counts, anchor_indices, select_anchors
+from infobert_fast.functional.contrastive import PRECISIONS, Precision, info_nce, pairwise_mlp_logsumexp
+from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
+from infobert_fast.functional.perturbation import NORM_TYPES, NormType, freelb_init, freelb_step
+from infobert_fast.functional.upper_bounds import (
+    club,
+    club_sampled,
+    gaussian_club,
+    gaussian_club_sampled,
+    gaussian_log_likelihood,
+    sample_rows,
+)
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "NORM_TYPES",
+    "PRECISIONS",
+    "Implementation",
+    "NormType",
+    "Precision",
+    "anchor_counts",
+    "anchor_indices",
+    "club",
+    "club_sampled",
+    "freelb_init",
+    "freelb_step",
+    "gaussian_club",
+    "gaussian_club_sampled",
+    "gaussian_log_likelihood",
+    "info_nce",
+    "pairwise_mlp_logsumexp",
+    "sample_rows",
+    "select_anchors",
+]

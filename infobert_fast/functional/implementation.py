@@ -1,0 +1,32 @@
+"""Which implementation answers a call."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+from torch import Tensor
+
+from infobert_fast import checks
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "choose"]
+
+Implementation = Literal["auto", "triton", "torch", "reference"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "triton", "torch", "reference")
+
+
+def choose(implementation: Implementation, tensor: Tensor, *, kernel: bool) -> Implementation:
+    """Resolve ``"auto"`` for ``tensor``; ``kernel`` says whether this function has a Triton kernel."""
+    checks.choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation not in ("auto", "triton"):
+        return implementation
+    reason = None
+    if not kernel:
+        reason = "this function has no Triton kernel"
+    elif importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed"
+    elif tensor.device.type != "cuda":
+        reason = f"the tensors are on {tensor.device}"
+    if implementation == "triton" and reason is not None:
+        raise ValueError(f"`implementation` was 'triton', but {reason}; use 'torch' (any device), or 'auto' to choose")
+    return "torch" if reason is not None else "triton"

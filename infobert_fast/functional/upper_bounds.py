@@ -1,0 +1,138 @@
+"""CLUB upper bounds: the parameter-free form in closed form and sampled, and the learned Gaussian form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from infobert_fast import checks, reference
+from infobert_fast.functional.implementation import Implementation, choose
+
+__all__ = ["club", "club_sampled", "gaussian_club", "gaussian_club_sampled", "gaussian_log_likelihood", "sample_rows"]
+
+
+class _Club(torch.autograd.Function):
+    """Trace of the covariance with its analytic gradient: only y itself is kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, keep: Tensor | None) -> Tensor:
+        # Two passes, centred: the one-pass E[y^2] - E[y]^2 cancels when rows share an offset.
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        if keep is None:
+            count = wide.new_full((), wide.shape[0])
+        else:
+            wide, count = wide.masked_fill(~keep, 0), keep.sum().to(wide.dtype)
+        mean = wide.sum(0) / count
+        centred = wide - mean
+        if keep is not None:
+            centred = centred.masked_fill_(~keep, 0)
+        ctx.save_for_backward(rows, keep, mean, count)
+        return centred.square_().sum() / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rows, keep, mean, count = ctx.saved_tensors
+        out = (rows - mean) * (2 * grad / count)
+        return (out if keep is None else out.masked_fill_(~keep, 0)).to(rows.dtype), None
+
+
+def club(y: Tensor, mask: Tensor | None = None, *, implementation: Implementation = "auto") -> Tensor:
+    """CLUB with the identity as its network: ``mean_ij 1/2 ||y_i - y_j||^2 = mean_m ||y_m - mean(y)||^2``, exactly, in
+    O(M d).
+
+    It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise.
+
+    Args:
+        y: ``[..., d]`` rows of any float dtype. mask: ``[...]``, true where a row counts; all rows where None.
+
+    Returns:
+        A scalar upper bound (up to its constant) in nats, float32 for half-precision rows; gradient ``2/M (y_m -
+        mean)``.
+
+    Raises:
+        ValueError: for a mask of another shape, or no rows.
+
+    Source: CLUB (Cheng et al. 2020) as used by InfoBERT, section 3.2.
+    """
+    rows, keep = _rows(y, mask)
+    if choose(implementation, y, kernel=False) == "reference":
+        return reference.club(y, mask)
+    return _Club.apply(rows, keep)
+
+
+def club_sampled(
+    y: Tensor, index: Tensor, mask: Tensor | None = None, *, implementation: Implementation = "auto"
+) -> Tensor:
+    """Sampled CLUB ``mean_m 1/2 ||y_m - y_index[m]||^2``; its expectation over uniform ``index`` is :func:`club`.
+
+    Args:
+        y: ``[..., d]``. index: int64, one row number of the flattened y for each row (:func:`sample_rows` draws them).
+        mask: ``[...]``, true where a row m counts; ``index`` must point to counted rows itself.
+
+    Raises:
+        TypeError, ValueError, IndexError: for an index or mask that does not fit.
+    """
+    rows, keep = _rows(y, mask)
+    index = index.reshape(-1)
+    checks.index("index", index, rows.shape[0], "y", rows.device)
+    if index.shape[0] != rows.shape[0]:
+        raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {rows.shape[0]} rows; give one for each row")
+    if choose(implementation, y, kernel=False) == "reference":
+        return reference.club_sampled(y, index, mask)
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if keep is None:
+        return (wide - wide[index]).square().sum() / (2 * wide.shape[0])
+    difference = torch.where(keep, wide - wide[index], 0)
+    return difference.square().sum() / (2 * keep.sum())
+
+
+def sample_rows(mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """For each position of ``mask`` ``[...]`` a flat row number drawn uniformly, with replacement, among the true ones.
+
+    The k-th true row is found by a stable sort, so that nothing is read on the host.
+    """
+    flat = mask.reshape(-1).bool()
+    true_rows = torch.argsort(~flat, stable=True)
+    uniform = torch.rand(flat.shape, device=flat.device, dtype=torch.float64, generator=generator)
+    return true_rows[(uniform * flat.sum()).to(torch.int64)]
+
+
+def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """Log-likelihood, up to constants, of ``q(y | x) = N(mu, e^logvar)``: ``mean_n sum_d [ -(mu - y)^2 / e^logvar -
+    logvar ]``.
+
+    All ``[N, d]``. Source: CLUB's ``loglikeli``; maximised by the learned bound's own optimiser.
+    """
+    return reference.gaussian_log_likelihood(mu, logvar, y)
+
+
+def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """Learned CLUB, sampled: ``mean_n sum_d [ (mu_n - y_index[n])^2 - (mu_n - y_n)^2 ] / (2 e^logvar_n)``. All ``[N,
+    d]``.
+    """
+    return reference.gaussian_club_sampled(mu, logvar, y, index)
+
+
+def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """Learned CLUB over all pairs in O(N d), by ``mean_j (y_j - mu_i)^2 = Var(y) + (mean(y) - mu_i)^2`` per dimension.
+
+    The expanded form ``E[y^2] - 2 mu E[y] + mu^2`` cancels where y has an offset; this one does not.
+    """
+    mean = y.mean(0)
+    spread = (y - mean).square().mean(0)
+    return ((spread + (mean - mu).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
+
+
+def _rows(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Flatten leading dimensions; the mask becomes a bool column."""
+    if y.dim() < 2:
+        raise ValueError(f"`y` has shape {list(y.shape)}; it must be [..., d], rows of features: unsqueeze it")
+    if mask is not None and mask.shape != y.shape[:-1]:
+        raise ValueError(f"`mask` has shape {list(mask.shape)}; the rows of `y` make it {list(y.shape[:-1])}")
+    rows = y.reshape(-1, y.shape[-1])
+    checks.matrix("y", rows)
+    return rows, None if mask is None else mask.reshape(-1, 1).bool()

@@ -1,0 +1,186 @@
+"""The specification: every function written literally, in whatever dtype it is given; in float64 it is the oracle.
+
+Nothing here is fast and nothing here is clever: pairs are concatenated, sentences are looped over, sorts are Python's.
+The fast implementations of :mod:`infobert_fast.functional` are tested against these, values and gradients. Formulas and
+symbols follow InfoBERT (Wang et al., ICLR 2021, arXiv 2010.02329) and CLUB (Cheng et al., ICML 2020).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "anchor_indices",
+    "club",
+    "club_sampled",
+    "freelb_init",
+    "freelb_step",
+    "gaussian_club",
+    "gaussian_club_sampled",
+    "gaussian_log_likelihood",
+    "info_nce",
+    "pairwise_mlp_logsumexp",
+    "select_anchors",
+]
+
+
+def _critic(x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """``F(x, y) = softplus(w2 . relu(W1 [x; y] + b1) + b2)`` over the last dimension."""
+    hidden = torch.relu(F.linear(torch.cat([x, y], dim=-1), w1, b1))
+    return F.softplus(F.linear(hidden, w2.reshape(1, -1), b2.reshape(1))).squeeze(-1)
+
+
+def info_nce(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """``mean_chunks [ mean_i F(x_i, y_i) - mean_i (logsumexp_j F(x_j, y_i) - log n) ]``, all n x n pairs
+    concatenated.
+    """
+    x = local if local_index is None else local[local_index]
+    y = global_ if pair_index is None else global_[pair_index]
+    bounds = []
+    for x_chunk, y_chunk in zip(x.split(chunk_size or len(x)), y.split(chunk_size or len(y)), strict=True):
+        n = len(x_chunk)
+        positive = _critic(x_chunk, y_chunk, w1, b1, w2, b2)
+        table = _critic(
+            x_chunk.unsqueeze(0).expand(n, n, -1), y_chunk.unsqueeze(1).expand(n, n, -1), w1, b1, w2, b2
+        )  # table[i, j] = F(x_j, y_i)
+        bounds.append(positive.mean() - (torch.logsumexp(table, dim=1) - math.log(n)).mean())
+    return torch.stack(bounds).mean()
+
+
+def pairwise_mlp_logsumexp(
+    a: Tensor,
+    b: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """``lse_i = logsumexp_j (w2 . relu(a_j + b_i) + b2)``: over all pairs for each row of b, or within each pair's
+    chunk.
+    """
+
+    def lse(a_rows: Tensor, b_rows: Tensor) -> Tensor:
+        scores = torch.relu(a_rows.unsqueeze(0) + b_rows.unsqueeze(1)) @ w2.reshape(-1) + b2
+        return torch.logsumexp(scores, dim=1)
+
+    a_pairs = a if local_index is None else a[local_index]
+    if chunk_size is None:
+        return lse(a_pairs, b)
+    b_pairs = b if pair_index is None else b[pair_index]
+    return torch.cat([lse(p, q) for p, q in zip(a_pairs.split(chunk_size), b_pairs.split(chunk_size), strict=True)])
+
+
+def club(y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``mean_ij 1/2 ||y_i - y_j||^2`` over all ordered pairs of (unmasked) rows: every difference is formed."""
+    rows = y.reshape(-1, y.shape[-1])
+    if mask is not None:
+        rows = rows[mask.reshape(-1).bool()]
+    return (rows.unsqueeze(0) - rows.unsqueeze(1)).square().sum(-1).mean() / 2
+
+
+def club_sampled(y: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``mean_m 1/2 ||y_m - y_index[m]||^2`` over (unmasked) rows m."""
+    rows = y.reshape(-1, y.shape[-1])
+    terms = (rows - rows[index.reshape(-1)]).square().sum(-1) / 2
+    return terms.mean() if mask is None else terms[mask.reshape(-1).bool()].mean()
+
+
+def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """``mean_n sum_d [ -(mu - y)^2 / e^logvar - logvar ]``."""
+    return (-((mu - y) ** 2) / logvar.exp() - logvar).sum(-1).mean()
+
+
+def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """``mean_n sum_d [ -(mu_n - y_n)^2 + (mu_n - y_index[n])^2 ] / (2 e^logvar_n)``."""
+    return ((-((mu - y) ** 2) + (mu - y[index]) ** 2) / (2 * logvar.exp())).sum(-1).mean()
+
+
+def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """As the sampled form, the second square averaged over every y: ``[N, N, d]`` differences are formed."""
+    negative = ((y.unsqueeze(0) - mu.unsqueeze(1)) ** 2).mean(dim=1)
+    return ((-((mu - y) ** 2) + negative) / (2 * logvar.exp())).sum(-1).mean()
+
+
+def _ranked_positions(grad: Tensor, mask: Tensor, cl: float, ch: float) -> list[int]:
+    """Positions of one sentence's anchors by ascending gradient norm; ties by position; a NaN norm ranks as
+    infinity.
+    """
+    positions = [t for t, keep in enumerate(mask.bool().tolist()) if keep]
+    norms = [float(grad[t].norm()) for t in positions]
+    norms = [math.inf if math.isnan(norm) else norm for norm in norms]
+    ranked = [t for _, t in sorted(zip(norms, positions, strict=True))]
+    n = len(positions)
+    return ranked[math.ceil(n * cl) : math.ceil(n * ch)]
+
+
+def select_anchors(grad: Tensor, attention_mask: Tensor, cl: float = 0.5, ch: float = 0.9) -> Tensor:
+    """Tokens whose gradient-norm rank r in their sentence of n tokens has ``ceil(n cl) <= r < ceil(n ch)``."""
+    anchors = torch.zeros_like(attention_mask, dtype=torch.bool)
+    for i in range(len(grad)):
+        anchors[i, _ranked_positions(grad[i], attention_mask[i], cl, ch)] = True
+    return anchors
+
+
+def anchor_indices(grad: Tensor, attention_mask: Tensor, cl: float = 0.5, ch: float = 0.9) -> Tensor:
+    """The same anchors as flat indices ``i * length + t``: sentence by sentence, within one by ascending norm."""
+    batch, length = attention_mask.shape
+    flat = [i * length + t for i in range(batch) for t in _ranked_positions(grad[i], attention_mask[i], cl, ch)]
+    return torch.tensor(flat, dtype=torch.int64, device=grad.device)
+
+
+def freelb_init(
+    embeddings: Tensor,
+    attention_mask: Tensor,
+    adv_init_mag: float,
+    norm_type: str = "l2",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """l2: ``U(-1, 1) * mask * mag / sqrt(len_i * d)`` per sentence i; linf: ``U(-mag, mag) * mask``."""
+    delta = torch.rand(embeddings.shape, dtype=embeddings.dtype, device=embeddings.device, generator=generator) * 2 - 1
+    for i in range(len(delta)):
+        scale = adv_init_mag
+        if norm_type == "l2":
+            scale = adv_init_mag / math.sqrt(int(attention_mask[i].sum()) * embeddings.shape[-1])
+        delta[i] = delta[i] * attention_mask[i].unsqueeze(-1).to(delta.dtype) * scale
+    return delta
+
+
+def freelb_step(
+    delta: Tensor,
+    grad: Tensor,
+    attention_mask: Tensor,
+    adv_lr: float,
+    adv_max_norm: float = 0.0,
+    norm_type: str = "l2",
+) -> Tensor:
+    """One ascent per sentence: normalise g, ``delta + adv_lr * g``, project to ``adv_max_norm`` (if > 0), re-mask."""
+    out = torch.empty_like(delta)
+    for i in range(len(delta)):
+        mask = attention_mask[i].bool().unsqueeze(-1)
+        g = torch.where(mask, grad[i], torch.zeros_like(grad[i]))
+        size = g.norm() if norm_type == "l2" else g.abs().max()
+        moved = torch.where(mask, delta[i] + adv_lr * g / size.clamp(min=1e-8), torch.zeros_like(delta[i]))
+        if adv_max_norm > 0 and norm_type == "l2":
+            norm = moved.norm()
+            moved = moved * adv_max_norm / norm if norm > adv_max_norm else moved
+        elif adv_max_norm > 0:
+            moved = moved.clamp(-adv_max_norm, adv_max_norm)
+        out[i] = moved
+    return out
