@@ -11,7 +11,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-gpu demo lint format typecheck wheel clean distclean
+.PHONY: help env test test-gpu demo lint style typecheck format wheel clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -43,9 +43,16 @@ test-gpu: $(ENV) ## run the tests marked `gpu` (needs a CUDA device)
 demo: $(ENV) ## train on generated sentences, with and without the regularisers; writes demo/
 	$(RUN) examples/demo.py
 
-lint: $(ENV) typecheck ## ruff (rules and format) and the type check
+lint: style typecheck ## both of the following
+
+style: $(ENV) ## ruff: rules and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+typecheck: wheel ## check the types of an installed copy of the package
+	rm -rf build/typecheck
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-index --target build/typecheck dist/*.whl
+	cd build/typecheck && ../../$(RUN) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p infobert_fast
 
 format: $(ENV) ## let ruff rewrite what it can
 	$(RUN) -m ruff check --fix .
@@ -55,11 +62,6 @@ format: $(ENV) ## let ruff rewrite what it can
 wheel: $(ENV) ## build dist/*.tar.gz and dist/*.whl
 	rm -rf dist
 	$(RUN) -m build --no-isolation --outdir dist . >/dev/null
-
-typecheck: wheel ## check the types of an installed copy of the package
-	rm -rf build/typecheck
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-index --target build/typecheck dist/*.whl
-	cd build/typecheck && ../../$(RUN) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p infobert_fast
 
 clean: ## remove what builds and checks leave behind
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
