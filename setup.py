@@ -1,8 +1,14 @@
-"""Packaging. ``kernels/`` stands at the top of the repository and installs as ``infobert_fast.kernels``."""
+"""Packaging metadata; the tools are configured in ``pyproject.toml``.
+
+``kernels/`` stands at the top of the repository and installs as ``infobert_fast.kernels``.
+"""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+# torch's CUDA builds pin their own triton, so only a floor is asked for here: the release that torch 2.11 brings.
+CORE = ["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy>=2.0"]
 
 TRAIN = [
     "transformers>=5.17",
@@ -14,14 +20,18 @@ TRAIN = [
     "rich>=13.0",
 ]
 
+PLOT = ["matplotlib>=3.8"]
+
 DEV = [
+    "build>=1.2",
     "hypothesis>=6.100",
-    "matplotlib>=3.8",
     "mypy>=2.0",
+    "packaging>=24.0",
     "pytest>=8.0",
     "pytest-benchmark>=5.0",
+    "pytest-xdist>=3.6",
     "ruff>=0.15",
-    "build>=1.2",
+    "setuptools>=77",
     "tensorboard>=2.17",
     "types-PyYAML>=6.0",
 ]
@@ -32,17 +42,25 @@ setup(
     description="Fine-tune language models with InfoBERT's mutual-information regularisers, fast and exactly",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="infobert-fast maintainers",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    license_files=["LICENSE"],
+    keywords=["InfoBERT", "mutual information", "InfoNCE", "CLUB", "FreeLB", "robustness", "Triton", "DeepSpeed"],
+    python_requires=">=3.11",
     packages=[*find_packages(include=["infobert_fast", "infobert_fast.*"]), "infobert_fast.kernels"],
     package_dir={"infobert_fast": "infobert_fast", "infobert_fast.kernels": "kernels"},
-    package_data={"infobert_fast": ["py.typed", "configs/*.yaml", "configs/deepspeed/*.json"]},
-    install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux' and platform_machine == 'x86_64'"],
-    extras_require={"train": TRAIN, "plot": ["matplotlib>=3.8"], "dev": [*TRAIN, *DEV]},
+    package_data={"infobert_fast": ["py.typed", "configs/**"]},
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "plot": PLOT, "dev": [*TRAIN, *PLOT, *DEV]},
     entry_points={"console_scripts": ["infobert=infobert_fast.cli:main"]},
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

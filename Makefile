@@ -1,0 +1,71 @@
+# Every target makes what it needs: `make test` works on a machine with python3 (3.11 or newer), make and pip's index.
+# The environment is .venv; it is made once, and again when setup.py or constraints.txt change. All paths are relative,
+# so the directory's own name may hold spaces.
+
+PYTHON ?= python3
+WORKERS ?= logical
+PYTEST_ARGS ?=
+
+ENV := .venv/.complete
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help env test test-gpu demo lint style typecheck format wheel clean distclean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+env: $(ENV) ## make the environment (.venv) with everything that tests, demo and benchmarks need
+
+$(ENV): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: '$(PYTHON)' is missing or older than Python 3.11; name another: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "error: '$(PYTHON)' cannot make a virtual environment: it lacks venv or ensurepip (on Debian and Ubuntu:" \
+			"apt install python3-venv); or name another: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@echo "installing into .venv: about 3 GB (more with CUDA), a few minutes ..."
+	$(PYTHON) -m venv --clear .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# One thread per worker, or the workers' threads fight for the cores. The tests need no network: hubs are switched off,
+# so that a test which asks for a download fails at once. Files stay whole on a worker: their fixtures are made once.
+# Tests on a GPU run after the others and one at a time: they measure memory and count synchronisations.
+test: $(ENV) ## run the tests; those marked `gpu` where there is one
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m "not gpu" $(PYTEST_ARGS)
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		HF_HUB_OFFLINE=1 $(RUN) -m pytest -m gpu $(PYTEST_ARGS); fi
+
+test-gpu: $(ENV) ## run the tests marked `gpu` (needs a CUDA device)
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m gpu $(PYTEST_ARGS)
+
+demo: $(ENV) ## train on generated sentences, with and without the regularisers; writes demo/
+	$(RUN) examples/demo.py
+
+lint: style typecheck ## both of the following
+
+style: $(ENV) ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+typecheck: wheel ## check the types of an installed copy of the package
+	rm -rf build/typecheck
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-index --target build/typecheck dist/*.whl
+	cd build/typecheck && ../../$(RUN) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p infobert_fast
+
+format: $(ENV) ## let ruff rewrite what it can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# The sdist first and the wheel from it: a wheel built in the tree would take along files that build/ remembers.
+wheel: $(ENV) ## build dist/*.tar.gz and dist/*.whl
+	rm -rf dist
+	$(RUN) -m build --no-isolation --outdir dist . >/dev/null
+
+clean: ## remove what builds and checks leave behind
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## remove the environment too
+	rm -rf .venv
