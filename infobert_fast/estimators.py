@@ -66,14 +66,10 @@ class InfoNCE(nn.Module):
         """
         checks.matrix("x_samples", x_samples, width=self.x_dim)
         checks.matrix("y_samples", y_samples, width=self.y_dim)
-        first, last = self.F_func[0], self.F_func[2]
         return functional.info_nce(
             x_samples,
             y_samples,
-            first.weight,
-            first.bias,
-            last.weight,
-            last.bias,
+            *self.F_func.parameters(),
             local_index=local_index,
             pair_index=pair_index,
             chunk_size=chunk_size,
@@ -184,8 +180,9 @@ class CLUB(nn.Module):
             (-self.loglikeli(x_samples, y_samples)).backward()
         if average:
             for parameter in self.parameters():
+                assert parameter.grad is not None
                 torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= torch.distributed.get_world_size()
+                parameter.grad.div_(torch.distributed.get_world_size())
         self.optimizer.step()
         self.optimizer.zero_grad()
 

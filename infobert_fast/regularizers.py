@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from infobert_fast import checks, functional
 from infobert_fast.estimators import CLUB, InfoNCE
 
-__all__ = ["AFR_VERSIONS", "VERSIONS", "AnchoredFeature", "InformationBottleneck", "bottleneck_for"]
+__all__ = ["AFR_VERSIONS", "VERSIONS", "AnchoredFeature", "InformationBottleneck", "Kind", "Negatives", "Sampling"]
+
+Kind = Literal["learned-flat", "learned-tokens", "sentence", "tokens"]
+Sampling = Literal["exact", "sampled"]
+Negatives = Literal["chunk", "batch"]
 
 # The `version` numbers people know: which upper bound, and whether the anchored-feature regulariser is added.
-VERSIONS = {
+VERSIONS: dict[int, Kind | None] = {
     -1: None,
     0: "learned-flat",
     1: "learned-tokens",
@@ -27,10 +31,6 @@ VERSIONS = {
     6: "tokens",
 }
 AFR_VERSIONS = (4, 5, 6)
-
-Kind = Literal["learned-flat", "learned-tokens", "sentence", "tokens"]
-Sampling = Literal["exact", "sampled"]
-Negatives = Literal["chunk", "batch"]
 
 
 class InformationBottleneck(nn.Module):
@@ -46,11 +46,10 @@ class InformationBottleneck(nn.Module):
     ============== ======= ====================================================================================
 
     Args:
-        kind: as above. sampling: ``"exact"`` averages over every partner, ``"sampled"`` draws one a row (the
-        reference). hidden_size, max_length: for the learned kinds, whose network ``club`` has its own optimiser and
-            must not be given to another.
-        average: let the learned kinds average their likelihood gradient over all
-            ranks.
+        kind: as above. sampling: ``"exact"`` averages over every partner, ``"sampled"`` draws one (the reference).
+        hidden_size, max_length: for the learned kinds, whose network ``club`` has its own optimiser and must not be
+            given to another.
+        average: let the learned kinds average their likelihood gradient over all ranks.
     """
 
     def __init__(
@@ -65,12 +64,12 @@ class InformationBottleneck(nn.Module):
         super().__init__()
         checks.choice("kind", kind, [k for k in dict.fromkeys(VERSIONS.values()) if k])
         checks.choice("ib_sampling", sampling, ("exact", "sampled"))
-        self.kind, self.sampling, self.average, self.max_length = kind, sampling, average, max_length
-        self.club = None
-        if kind == "learned-tokens":
-            self.club = CLUB(_needed("hidden_size", hidden_size), hidden_size)
-        elif kind == "learned-flat":
-            self.club = CLUB(_needed("max_length", max_length) * _needed("hidden_size", hidden_size), hidden_size)
+        self.kind, self.sampling, self.average = kind, sampling, average
+        self.club: CLUB | None = None
+        if kind in ("learned-flat", "learned-tokens"):
+            hidden_size = _needed("hidden_size", hidden_size)
+            self.max_length = _needed("max_length", max_length) if kind == "learned-flat" else 1
+            self.club = CLUB(self.max_length * hidden_size, hidden_size)
 
     def forward(
         self,
@@ -121,7 +120,7 @@ class AnchoredFeature(nn.Module):
     Args:
         cl, ch: the anchor window.
         negatives: ``"chunk"`` shuffles the batch's pairs with a fixed permutation and contrasts within consecutive
-            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all pairs of the batch.
+            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all of the batch.
         seed: of the permutation, which depends on the number of pairs alone.
     """
 
@@ -164,12 +163,6 @@ class AnchoredFeature(nn.Module):
         )
 
 
-def bottleneck_for(version: int, sampling: Sampling, **learned: int | bool) -> InformationBottleneck | None:
-    """The bottleneck of a ``version`` number, or None."""
-    kind = VERSIONS[version]
-    return None if kind is None else InformationBottleneck(kind, sampling, **learned)
-
-
 @functools.lru_cache(maxsize=256)
 def _shuffle(pairs: int, seed: int, device: torch.device) -> Tensor:
     """The reference's permutation of this many pairs: NumPy's legacy generator, reseeded at every step."""
@@ -180,5 +173,7 @@ def _shuffle(pairs: int, seed: int, device: torch.device) -> Tensor:
 
 
 def _needed(name: str, value: int | None) -> int:
+    if value is None:
+        raise ValueError(f"`{name}` was None; the learned kinds need it: pass the model's")
     checks.positive_integer(name, value)
     return value

@@ -1,14 +1,13 @@
 """The trainer's arguments: transformers' own and the published hyper-parameters under their published names."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from infobert_fast import checks
 from infobert_fast.adversary import FreeLB
-from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature
+from infobert_fast.functional import NormType
+from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, Negatives, Sampling
 
 __all__ = ["InfoBertArguments"]
 
@@ -50,15 +49,15 @@ class InfoBertArguments(TrainingArguments):
     adv_steps: int = field(
         default=3, metadata={"help": "Passes per step; 1 with adv_init_mag 0 is standard fine-tuning."}
     )
-    norm_type: str = field(default="l2", metadata={"help": "Norm of the perturbation, per sentence: l2 or linf."})
+    norm_type: NormType = field(default="l2", metadata={"help": "Norm of the perturbation, per sentence: l2 or linf."})
     adv_start_step: int = field(
         default=0, metadata={"help": "Optimisation step from which the adversary acts; standard passes before it."}
     )
-    ib_sampling: str = field(
+    ib_sampling: Sampling = field(
         default="exact",
         metadata={"help": "exact: every partner, in closed form; sampled: one random partner a row, as the reference."},
     )
-    negatives: str = field(
+    negatives: Negatives = field(
         default="chunk",
         metadata={
             "help": "chunk: contrast within shuffled chunks of the batch size, as the reference; batch: all pairs."
@@ -95,7 +94,8 @@ class InfoBertArguments(TrainingArguments):
                 f"`ddp_find_unused_parameters` was True with `version` {self.version}; DistributedDataParallel would "
                 f"take the critic for unused: leave it False"
             )
-        if self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        checkpointing = self.gradient_checkpointing_kwargs  # a dict by now: TrainingArguments has parsed it
+        if self.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ValueError(
                 "`gradient_checkpointing_kwargs` asked for use_reentrant=True; it cannot give the perturbation's "
                 "gradient: use {'use_reentrant': False}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import nn
+from transformers import PreTrainedModel
 
 from infobert_fast.estimators import InfoNCE
 
@@ -16,7 +16,7 @@ __all__ = ["CRITIC", "attach_critic", "load_critic"]
 CRITIC = "mi_estimator"
 
 
-def attach_critic(model: nn.Module, hidden_dim: int = 300) -> InfoNCE:
+def attach_critic(model: PreTrainedModel, hidden_dim: int = 300) -> InfoNCE:
     """Give the model a critic for its hidden size, or return the one it has."""
     critic = getattr(model, CRITIC, None)
     if critic is None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 __all__ = ["check_embedded_forward", "embedded_inputs", "word_embeddings_of"]
 
 
-def word_embeddings_of(model: nn.Module) -> nn.Module:
+def word_embeddings_of(model: PreTrainedModel) -> nn.Module:
     """The model's word-embedding module.
 
     Raises:
@@ -35,7 +36,7 @@ def word_embeddings_of(model: nn.Module) -> nn.Module:
     return embeddings
 
 
-def embedded_inputs(model: nn.Module, inputs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Any]:
+def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Any]:
     """The model's keyword arguments with ``embeddings`` in the place of ``input_ids``.
 
     RoBERTa and its kin number positions from the ids, skipping padding, and fall back to plain counting without them:
@@ -52,7 +53,7 @@ def embedded_inputs(model: nn.Module, inputs: Mapping[str, Any], embeddings: Ten
 
 
 @torch.no_grad()
-def check_embedded_forward(model: nn.Module, inputs: Mapping[str, Any], tolerance: float = 1e-4) -> None:
+def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], tolerance: float = 1e-4) -> None:
     """Run two sentences from ids and from embeddings, without dropout, and compare the logits.
 
     Called once before training. It leaves mode and random state as they were.

@@ -15,9 +15,9 @@ class RandomReplay:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
+        self._device = device
         self._cpu_state = torch.get_rng_state()
-        self._device_state = torch.cuda.get_rng_state(device) if self._device is not None else None
+        self._device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def rewind(self) -> None:
         """Return to the remembered state."""

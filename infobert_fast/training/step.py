@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def infobert_step(
     seed: int,
     scale: float = 1.0,
     scale_gradient: Callable[[Tensor], Tensor] = lambda loss: loss,
-    defer_reduction: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    defer_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Mapping[str, Tensor]:
     """Accumulate the gradient of one micro-batch; the caller clips and steps the optimiser.
 
@@ -106,6 +106,8 @@ def infobert_step(
                 loss = loss + objective.beta * bound
             grad = None
             if objective.anchored is not None:
+                assert delta is not None
+                assert objective.critic is not None
                 (grad,) = torch.autograd.grad(scale_gradient(loss / passes), delta, retain_graph=True)
                 bound = objective.anchored(objective.critic, embedded, last_hidden[:, 0], grad, attention_mask, lengths)
                 terms["afr_lower_bound"] = bound
@@ -115,8 +117,11 @@ def infobert_step(
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach().float() / passes
         if not last:
+            assert delta is not None
             # Without anchors nobody needed g before the backward, which left it in delta.grad: FreeLB's 3 units a pass.
-            delta = adversary.ascend(delta.detach(), delta.grad if grad is None else grad, attention_mask)
+            ascent = delta.grad if grad is None else grad
+            assert ascent is not None
+            delta = adversary.ascend(delta.detach(), ascent, attention_mask)
     return sums
 
 

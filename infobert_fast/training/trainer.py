@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from infobert_fast import checks
-from infobert_fast.regularizers import AFR_VERSIONS, AnchoredFeature, bottleneck_for
+from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import attach_critic, load_critic
 from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
@@ -67,8 +67,11 @@ class InfoBertTrainer(Trainer):
     """
 
     args: InfoBertArguments
+    model: PreTrainedModel
 
-    def __init__(self, model: nn.Module | None = None, args: InfoBertArguments | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel | None = None, args: InfoBertArguments | None = None, **kwargs: Any
+    ) -> None:
         if not isinstance(args, InfoBertArguments):
             raise TypeError(
                 f"`args` was a {type(args).__name__}; it must be an InfoBertArguments, which extends TrainingArguments"
@@ -86,15 +89,16 @@ class InfoBertTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.data_collator = WithLengths(self.data_collator)
         self._refuse_unsupported_engines()
-        self._bottleneck = bottleneck_for(
-            args.version,
-            args.ib_sampling,
-            hidden_size=self.model.config.hidden_size,
-            max_length=args.ib_max_length,
-            average=args.world_size > 1,
-        )
-        if self._bottleneck is not None:
-            self._bottleneck.to(args.device)
+        kind = VERSIONS[args.version]
+        self._bottleneck: InformationBottleneck | None = None
+        if kind is not None:
+            self._bottleneck = InformationBottleneck(
+                kind,
+                args.ib_sampling,
+                hidden_size=self.model.config.hidden_size,
+                max_length=args.ib_max_length,
+                average=args.world_size > 1,
+            ).to(args.device)
             if args.world_size > 1:
                 for parameter in self._bottleneck.parameters():
                     torch.distributed.broadcast(parameter.data, src=0)
@@ -105,8 +109,8 @@ class InfoBertTrainer(Trainer):
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._checked = False
 
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        return _prepare(super().call_model_init(trial), self.args)
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        return _prepare(cast(PreTrainedModel, super().call_model_init(trial)), self.args)
 
     def _refuse_unsupported_engines(self) -> None:
         if self.is_fsdp_enabled:
@@ -133,17 +137,17 @@ class InfoBertTrainer(Trainer):
     ) -> Tensor:
         """Accumulate one micro-batch's gradient; the detached loss it is the gradient of."""
         model.train()
-        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
-            self.optimizer.train()
+        if callable(train_mode := getattr(self.optimizer, "train", None)):  # schedule-free optimisers have one
+            train_mode()
         inputs = self._prepare_inputs(inputs)
         bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
         if not self._checked:
             check_embedded_forward(bare, inputs)
             self._checked = True
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        engine = cast(Any, model) if self.accelerator.distributed_type == DistributedType.DEEPSPEED else None
         # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
         # hooks. DistributedDataParallel needs its forward to know that a backward is coming.
-        target = bare if deepspeed else model
+        target = bare if engine is not None else model
 
         def forward(embeddings: Tensor) -> Pass:
             batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
@@ -151,13 +155,13 @@ class InfoBertTrainer(Trainer):
             return Pass(loss, outputs.hidden_states[0], outputs.hidden_states[-1])
 
         def backward(loss: Tensor, last: bool) -> None:
-            if not deepspeed:
+            if engine is None:
                 self.accelerator.backward(loss)
             elif last:
                 self.accelerator.backward(loss, scale_wrt_gas=False)
-            else:
-                model.set_gradient_accumulation_boundary(False)
-                model.backward(loss, scale_wrt_gas=False)
+            else:  # accelerate's would step the optimiser after it
+                engine.set_gradient_accumulation_boundary(False)
+                engine.backward(loss, scale_wrt_gas=False)
 
         scaler = self.accelerator.scaler
         terms = infobert_step(
@@ -178,7 +182,7 @@ class InfoBertTrainer(Trainer):
             seed=self._seed(),
             scale=1 / self.current_gradient_accumulation_steps,
             scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
-            defer_reduction=contextlib.nullcontext if deepspeed else lambda: self.accelerator.no_sync(model),
+            defer_reduction=contextlib.nullcontext if engine is not None else lambda: self.accelerator.no_sync(model),
         )
         self._terms.add(terms)
         return terms["loss"]
@@ -202,9 +206,9 @@ class InfoBertTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def _prepare(model: nn.Module, args: InfoBertArguments) -> nn.Module:
+def _prepare(model: PreTrainedModel, args: InfoBertArguments) -> PreTrainedModel:
     """Check that the model can be perturbed, and give it its critic: that of its checkpoint where it has one."""
     word_embeddings_of(model)
     if args.version in AFR_VERSIONS:
-        load_critic(attach_critic(model, args.critic_hidden_dim), model.name_or_path)
+        load_critic(attach_critic(model, args.critic_hidden_dim), model.name_or_path or "")
     return model
