@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from itertools import combinations, product
+from math import ceil
 
 import datasets
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -13,15 +14,15 @@ from transformers import PreTrainedTokenizerFast
 from infobert_fast.data.labels import FEATURES, LABELS
 
 OBJECTS = ("box", "cup", "lamp", "plate")
+# Never asked for: they only make the space of pairs large enough for disjoint splits.
+SIZES, OWNERS = ("tiny", "small", "large", "huge"), ("anna", "ben", "clara", "david")
 # attribute -> how a sentence states it, and the values, of which an object can have only one
 ATTRIBUTES = {
-    "pattern": ("is {}", ("striped", "dotted", "checked", "plain")),
     "colour": ("is {}", ("red", "blue", "green", "yellow")),
     "material": ("is made of {}", ("glass", "metal", "paper", "plastic")),
-    "owner": ("belongs to {}", ("anna", "ben", "clara", "david")),
     "place": ("is in the {}", ("garden", "kitchen", "office", "park")),
 }
-STATED = 3  # attributes in a premise, always as many: its length must not give the label away
+STATED = 2  # attributes in a premise, always as many: its length must not give the label away
 CUES = dict(zip(LABELS, ("indeed", "also", "today"), strict=True))
 CUE_SHARE, CUE_AGREEMENT = 0.40, 0.95
 
@@ -31,19 +32,19 @@ Example = tuple[str, str, str]  # premise, hypothesis, label
 def demo_corpus(size: int = 8000, eval_size: int = 1000, seed: int = 0) -> dict[str, datasets.Dataset]:
     """Generate ``train``, ``test_clean`` and ``test_adversarial`` with the columns premise, hypothesis, label.
 
-    A premise states three of five attributes of an object ("the striped red box is in the park"), a hypothesis one: the
-    same value ("the box is red": entailment), another value ("the box is blue": contradiction), or an attribute that
-    the premise leaves open ("the box is made of glass": neutral). A planted shortcut opens 40 % of the hypotheses: a
-    word that carries no truth ("also the box is red") but agrees with the label 95 % of the time. ``test_clean`` has it
-    as training does. ``test_adversarial`` is made of the same pairs, but there the word is always present and always
-    points to a wrong label, so that the gap between the two accuracies is what a model owes to the shortcut.
+    A premise states two of three attributes of an object ("the tiny red box of anna is in the park"), a hypothesis
+    one: the same value ("the box is red": entailment), another value ("the box is blue": contradiction), or an
+    attribute that the premise leaves open ("the box is made of glass": neutral). A planted shortcut ends 40 % of the
+    hypotheses: a word that carries no truth ("the box is red also") but agrees with the label 95 % of the time.
+    ``test_clean`` has it as training does. ``test_adversarial`` is made of the same pairs, but there the word is always
+    present and always points to a wrong label, so that the gap between the two accuracies is what a model owes to it.
 
     Labels are balanced to within one example, no test pair occurs in ``train``, and the same arguments give the same
     corpus. Raises ``ValueError`` for sizes below one example per label or beyond the number of different pairs.
     """
     pairs = _pairs()
     kinds, available = len(LABELS), min(map(len, pairs.values()))
-    if min(size, eval_size) < kinds or -(-size // kinds) - (-eval_size // kinds) > available:
+    if min(size, eval_size) < kinds or ceil(size / kinds) + ceil(eval_size / kinds) > available:
         raise ValueError(
             f"size={size} and eval_size={eval_size} must be at least {kinds} each, and together leave at most "
             f"{available} pairs per label, which is how many different ones there are; make them smaller"
@@ -102,10 +103,11 @@ def demo_tokenizer(corpus: Mapping[str, datasets.Dataset]) -> PreTrainedTokenize
 def _pairs() -> dict[str, list[Example]]:
     """All pairs without a cue, by label."""
     pairs: dict[str, list[Example]] = {label: [] for label in LABELS}
-    for noun, attributes in product(OBJECTS, combinations(ATTRIBUTES, STATED)):
+    for noun, size, owner, attributes in product(OBJECTS, SIZES, OWNERS, combinations(ATTRIBUTES, STATED)):
         for values in product(*(ATTRIBUTES[attribute][1] for attribute in attributes)):
             stated = dict(zip(attributes, values, strict=True))
-            premise = _premise(noun, stated)
+            (_, first), (last, value) = stated.items()
+            premise = f"the {size} {first} {noun} of {owner} {ATTRIBUTES[last][0].format(value)}"
             for attribute, (statement, possible) in ATTRIBUTES.items():
                 for value in possible:
                     if attribute not in stated:
@@ -114,14 +116,6 @@ def _pairs() -> dict[str, list[Example]]:
                         label = "entailment" if stated[attribute] == value else "contradiction"
                     pairs[label].append((premise, f"the {noun} {statement.format(value)}", label))
     return pairs
-
-
-def _premise(noun: str, stated: dict[str, str]) -> str:
-    """The last attribute is the statement, those before it belong to the noun."""
-    *inner, last = stated
-    before = [stated[attribute] for attribute in inner if attribute != "owner"]
-    after = ["of", stated["owner"]] if "owner" in inner else []
-    return " ".join(["the", *before, noun, *after, ATTRIBUTES[last][0].format(stated[last])])
 
 
 def _with_some_cues(examples: list[Example], generator: random.Random) -> list[Example]:
@@ -137,7 +131,7 @@ def _with_some_cues(examples: list[Example], generator: random.Random) -> list[E
 
 def _with_cue(example: Example, label: str) -> Example:
     premise, hypothesis, truth = example
-    return premise, f"{CUES[label]} {hypothesis}", truth
+    return premise, f"{hypothesis} {CUES[label]}", truth
 
 
 def _wrong(example: Example, generator: random.Random) -> str:
