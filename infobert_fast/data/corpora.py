@@ -141,9 +141,10 @@ def load_nli(source: SourceLike) -> datasets.Dataset:
     where = f"source {source.display_name!r} ({source.path})"
     raw = _read_file(source, where) if source.is_file else _read_hub(source, where)
     columns = {"premise": source.premise, "hypothesis": source.hypothesis, "label": source.label}
+    nested = source.path.endswith(_JSON_DOCUMENT) and source.field is None
+    hint = "; for a list nested in the document set field" if nested else ""
     for argument, column in columns.items():
         if column not in raw.column_names:
-            hint = "; for a list nested in the document set field" if source.path.endswith(_JSON_DOCUMENT) else ""
             raise ValueError(f"{where} has no field {argument}={column!r}; it has {raw.column_names}{hint}")
     feature = raw.features[source.label]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
@@ -247,9 +248,9 @@ def _read_file(source: Source, where: str) -> datasets.Dataset:
     options: dict[str, Any] = {"field": source.field}
     kind = "json" if ".json" in Path(source.path).name else "csv"
     if kind == "csv":
-        # Text stays text: no inference, or a hypothesis "null" is missing and "007" is 7.
+        # Text stays text, or a hypothesis "null" is missing and "007" is 7; index_col, or longer rows shift columns.
         texts = dict.fromkeys((source.premise, source.hypothesis, source.label), str)
-        options = {"converters": texts, "keep_default_na": False}
+        options = {"converters": texts, "keep_default_na": False, "index_col": False}
         if source.path.endswith((".tsv", ".tsv.gz")):
             options |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
     try:
@@ -263,4 +264,4 @@ def _read_file(source: Source, where: str) -> datasets.Dataset:
             raise ValueError(f"{where} has no field={source.field!r}; it has {there}") from error
         if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
             raise ValueError(f"{where} is empty; check path and field") from error
-        raise ValueError(f"{where} cannot be read as {kind}: {cause}; correct the file") from error
+        raise ValueError(f"{where} cannot be read as {kind}: {str(cause).strip()}; correct the file") from error

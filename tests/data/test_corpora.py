@@ -1,6 +1,8 @@
 import gzip
 import json
 import logging
+import subprocess
+import sys
 
 import datasets
 import pytest
@@ -71,6 +73,16 @@ def test_text_in_tables_stays_text(tmp_path):
         {"premise": "null", "hypothesis": "007", "label": 0},
         {"premise": "NA", "hypothesis": "1.0", "label": 2},
     ]
+
+
+@pytest.mark.filterwarnings("ignore:Length of header")
+def test_cells_beyond_the_header_shift_no_column(tmp_path):
+    path = tmp_path / "dev.tsv"
+    path.write_text("premise\thypothesis\tlabel\na cat\tan animal\te\tworker 7\n")
+    assert load_nli(str(path)).to_list() == [{"premise": "a cat", "hypothesis": "an animal", "label": 0}]
+    path.write_text("premise\thypothesis\tlabel\na cat\tan animal\n")
+    with pytest.raises(ValueError, match="example 1 has the unknown label ''"):
+        load_nli(str(path))
 
 
 def test_fever_like_columns_and_words(jsonl):
@@ -296,3 +308,9 @@ def test_real_fever_symmetric(real_data, file, evidence, count):
     dataset = load_nli({"path": path, "premise": evidence, "hypothesis": "claim"})
     assert len(dataset) == count
     assert set(dataset["label"]) == {0, 2}
+
+
+def test_the_package_itself_stays_light():
+    code = "import sys, infobert_fast.data; print({'datasets', 'transformers'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
