@@ -10,7 +10,7 @@ import pytest
 from infobert_fast.data.corpora import FEATURES, LABELS, Source, concatenate, load_many, load_nli
 
 PAIR = {"premise": "a cat sleeps", "hypothesis": "an animal sleeps", "label": "entailment"}
-ROWS = [PAIR, {**PAIR, "hypothesis": 'it is "black', "label": "neutral"}, {**PAIR, "label": "contradiction"}]
+ROWS = [PAIR, {**PAIR, "hypothesis": '"black, it is', "label": "neutral"}, {**PAIR, "label": "contradiction"}]
 
 
 def text_of(ending):
@@ -155,8 +155,8 @@ def test_unlabelled_examples_are_dropped_and_counted(jsonl, caplog, mark):
 def test_limit_counts_labelled_examples_and_seed_shuffles(jsonl):
     path = jsonl(*({**PAIR, "premise": str(i), "label": "-" if i < 3 else "neutral"} for i in range(30)))
     assert load_nli({"path": path, "limit": 4})["premise"][:] == ["3", "4", "5", "6"]
-    shuffled = load_nli({"path": path, "limit": 4, "seed": 1})["premise"][:]
-    assert shuffled == load_nli({"path": path, "limit": 4, "seed": 1})["premise"][:]
+    shuffled = load_nli({"path": path, "limit": 4, "seed": 0})["premise"][:]
+    assert shuffled == load_nli({"path": path, "limit": 4, "seed": 0})["premise"][:]
     assert len(set(shuffled) - {"3", "4", "5", "6"}) > 0
     assert shuffled != load_nli({"path": path, "limit": 4, "seed": 2})["premise"][:]
     assert len(load_nli({"path": path, "limit": 99})) == 27
