@@ -1,0 +1,45 @@
+"""The three relations of NLI and the ways in which corpora spell them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+
+LABELS = ("entailment", "neutral", "contradiction")
+FEATURES = datasets.Features(
+    premise=datasets.Value("string"),
+    hypothesis=datasets.Value("string"),
+    label=datasets.ClassLabel(names=list(LABELS)),
+)
+
+SPELLINGS = {
+    **dict.fromkeys(("entailment", "entail", "e", "supports"), 0),
+    **dict.fromkeys(("neutral", "n", "not enough info"), 1),
+    **dict.fromkeys(("contradiction", "contradict", "c", "refutes"), 2),
+}
+UNLABELLED = ("-1", "-")  # SNLI's marks for "the annotators did not agree"
+
+
+def fold(label: object) -> str:
+    """The form in which raw labels are compared: text, whatever a file's loader made of it, in lower case."""
+    return str(label).strip().lower()
+
+
+def label_table(labels: Mapping[Any, str] | Sequence[str] | None, names: list[str] | None) -> dict[str, int]:
+    """Folded raw label -> index into :data:`LABELS`, for integers with or without ``names``, or words.
+
+    An explicit ``labels`` is the whole truth: nothing is guessed beside it.
+    """
+    if labels is not None:
+        pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
+        table = {fold(raw): SPELLINGS[fold(word)] for raw, word in pairs}
+    else:
+        table = dict(SPELLINGS)
+        if names is None:
+            table.update({str(index): index for index in range(len(LABELS))})
+    if names is None:
+        return table
+    known = {str(index): table.get(fold(name), table.get(str(index))) for index, name in enumerate(names)}
+    return {raw: index for raw, index in known.items() if index is not None}
