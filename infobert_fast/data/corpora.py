@@ -194,15 +194,15 @@ def concatenate(sources: Iterable[SourceLike]) -> datasets.Dataset:
 
 
 def _harmonise(
-    batch: dict[str, list],
+    batch: dict[str, list[Any]],
     indices: list[int],
     columns: dict[str, str],
     table: dict[str, int],
     names: list[str] | None,
     where: str,
-) -> dict[str, list]:
+) -> dict[str, list[Any]]:
     """One batch in our form, without its unlabelled examples."""
-    kept: dict[str, list] = {key: [] for key in columns}
+    kept: dict[str, list[Any]] = {key: [] for key in columns}
     for index, premise, hypothesis, raw in zip(indices, *(batch[column] for column in columns.values()), strict=True):
         folded = fold(raw)
         if folded not in table and folded in UNLABELLED:

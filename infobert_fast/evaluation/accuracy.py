@@ -1,0 +1,114 @@
+"""Accuracy of a fine-tuned model on clean and adversarial NLI sets, with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from infobert_fast.data.labels import LABELS, label_table
+from infobert_fast.data.tokenization import tokenize
+
+__all__ = ["Accuracy", "evaluate", "predict", "token_batches"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Right answers among ``count``, with the 95 % Wilson score interval."""
+
+    correct: int
+    count: int
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, n, p = 1.959963984540054, self.count, self.value
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return centre - half, centre + half
+
+
+def token_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
+    """Cut examples, longest first, into batches of at most ``budget`` tokens with padding (one example at least)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: datasets.Dataset,
+    *,
+    max_length: int = 128,
+    batch_tokens: int = 16_384,
+    name: str = "",
+) -> np.ndarray:
+    """The predicted index into :data:`infobert_fast.data.labels.LABELS` for each example, in the dataset's order.
+
+    The model's own label order is honoured by the names in its configuration.
+
+    Raises:
+        ValueError: for a model that does not tell three relations apart.
+    """
+    order = _label_order(model)
+    tokens = tokenize(dataset, tokenizer, max_length)
+    collate = DataCollatorWithPadding(tokenizer)
+    columns = [name for name in tokens.column_names if name not in ("length", "labels")]
+    inputs = tokens.select_columns(columns)
+    predictions = np.empty(len(tokens), dtype=np.int64)
+    model.eval()
+    with tqdm(total=len(tokens), desc=name, unit="pairs", leave=False, disable=None) as progress:
+        for indices in token_batches(list(tokens["length"]), batch_tokens):
+            batch = {key: value.to(model.device) for key, value in collate([inputs[i] for i in indices]).items()}
+            predictions[indices] = order[model(**batch).logits.argmax(-1).cpu().numpy()]
+            progress.update(len(indices))
+    return predictions
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpora: Mapping[str, datasets.Dataset],
+    *,
+    max_length: int = 128,
+    batch_tokens: int = 16_384,
+) -> dict[str, Accuracy]:
+    """The accuracy on each corpus, by its name. Raises as :func:`predict`."""
+    results = {}
+    for name, dataset in corpora.items():
+        predictions = predict(model, tokenizer, dataset, max_length=max_length, batch_tokens=batch_tokens, name=name)
+        results[name] = Accuracy(int((predictions == np.array(dataset["label"])).sum()), len(dataset))
+    return results
+
+
+def _label_order(model: PreTrainedModel) -> np.ndarray:
+    """Our label index for each of the model's outputs."""
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    if len(names) != len(LABELS):
+        raise ValueError(
+            f"the model has {len(names)} labels, {names}; NLI has {', '.join(LABELS)}: fine-tune it on NLI first"
+        )
+    if all(name.startswith("LABEL_") for name in names):
+        return np.arange(len(LABELS))
+    table = label_table(None, names)
+    if sorted(table.values()) != list(range(len(LABELS))):
+        raise ValueError(
+            f"the model's labels are {names}; they must be {', '.join(LABELS)}, in any order: set `id2label`"
+        )
+    return np.array([table[str(i)] for i in range(len(LABELS))])
