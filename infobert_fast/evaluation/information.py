@@ -1,0 +1,116 @@
+"""How much a trained encoder's features tell: the two mutual-information bounds, measured after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from infobert_fast import functional
+from infobert_fast.data.tokenization import tokenize
+from infobert_fast.estimators import InfoNCE
+from infobert_fast.training.encoder import embedded_inputs, word_embeddings_of
+
+__all__ = ["Information", "measure_information"]
+
+
+@dataclass(frozen=True)
+class Information:
+    """Bounds in nats: ``upper`` on I(T; X), features and input; ``lower`` on I(T_k; Z), anchors and their sentence."""
+
+    upper: float
+    lower: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    tokens: Tensor  # [tokens, hidden], the embedding block's rows
+    anchors: Tensor  # [pairs, hidden]
+    sentences: Tensor  # [batch, hidden]
+    sentence_of: Tensor  # [pairs]
+
+
+def measure_information(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: datasets.Dataset,
+    test: datasets.Dataset,
+    *,
+    cl: float = 0.5,
+    ch: float = 0.9,
+    batch_size: int = 32,
+    max_length: int = 128,
+    epochs: int = 10,
+    critic_lr: float = 1e-3,
+    seed: int = 0,
+) -> Information:
+    """Measure both bounds on the features of ``test``, so that models trained in different ways can be compared.
+
+    The upper bound is CLUB over the embedding block's token rows, exactly. The lower bound is InfoNCE with a **fresh**
+    critic, fitted for ``epochs`` passes over the features of ``train`` with the model frozen and evaluated on those of
+    ``test``, all pairs of a batch being negatives: a model that was trained with a critic of its own has no advantage.
+
+    Raises:
+        ValueError: where no token is an anchor.
+    """
+    fitting, held_out = (
+        [_features(model, batch, cl, ch) for batch in _batches(dataset, tokenizer, batch_size, max_length)]
+        for dataset in (train, test)
+    )
+    width = held_out[0].tokens.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        critic = InfoNCE(width, width).to(model.device)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=critic_lr)
+    order = np.random.default_rng(seed)
+    for _ in range(epochs):
+        for i in order.permutation(len(fitting)):
+            optimizer.zero_grad()
+            (-_lower_bound(critic, fitting[i])).backward()
+            optimizer.step()
+    with torch.no_grad():
+        lower = torch.stack([_lower_bound(critic, batch) for batch in held_out]).mean()
+        upper = functional.club(torch.cat([batch.tokens for batch in held_out]))
+    return Information(float(upper), float(lower))
+
+
+def _batches(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, max_length: int
+) -> Iterator[dict[str, Tensor]]:
+    """Whole batches in the dataset's order: a smaller one would have a lower ceiling, the logarithm of its pairs."""
+    tokens = tokenize(dataset, tokenizer, max_length).remove_columns("length")
+    collate = DataCollatorWithPadding(tokenizer)
+    size = min(batch_size, len(tokens))
+    for start in range(0, len(tokens) - size + 1, size):
+        yield collate([tokens[i] for i in range(start, start + size)])
+
+
+def _features(model: PreTrainedModel, batch: dict[str, Tensor], cl: float, ch: float) -> _Batch:
+    """One batch's rows, anchors chosen by the gradient of the task loss, without dropout."""
+    model.eval()
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    mask = batch["attention_mask"]
+    embeddings = word_embeddings_of(model)(batch["input_ids"]).detach().requires_grad_()
+    outputs = model(**embedded_inputs(model, batch, embeddings), output_hidden_states=True)
+    (grad,) = torch.autograd.grad(outputs.loss, embeddings)
+    anchors = functional.anchor_indices(grad, mask, cl, ch)
+    if not len(anchors):
+        raise ValueError(f"no token of a batch is an anchor for `cl` {cl} and `ch` {ch}; widen the window")
+    embedded = outputs.hidden_states[0].detach()
+    rows = embedded.flatten(0, 1)
+    return _Batch(
+        tokens=embedded[mask.bool()],
+        anchors=rows[anchors],
+        sentences=outputs.hidden_states[-1][:, 0].detach(),
+        sentence_of=anchors // mask.shape[1],
+    )
+
+
+def _lower_bound(critic: InfoNCE, batch: _Batch) -> Tensor:
+    bound: Tensor = critic(batch.anchors, batch.sentences, pair_index=batch.sentence_of)
+    return bound

@@ -1,0 +1,39 @@
+"""Fixtures shared by the floors: a tiny NLI model on the generated corpus, in a folder as a user would have it."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def nli_folder(tmp_path_factory):
+    """A folder with ``model/`` (a tiny RoBERTa and its tokenizer), ``train.jsonl`` and ``test.jsonl``."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification, set_seed
+
+    from infobert_fast.data.demo import demo_corpus, demo_tokenizer
+    from infobert_fast.data.labels import LABELS
+
+    folder = tmp_path_factory.mktemp("nli")
+    corpus = demo_corpus(size=96, eval_size=48)
+    tokenizer = demo_tokenizer(corpus)
+    set_seed(0)
+    model = RobertaForSequenceClassification(
+        RobertaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=48,
+            initializer_range=1.0,
+            num_labels=3,
+            id2label=dict(enumerate(LABELS)),
+            label2id={word: i for i, word in enumerate(LABELS)},
+        )
+    )
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for split, name in (("train", "train"), ("test_clean", "test")):
+        rows = [{**row, "label": LABELS[row["label"]]} for row in corpus[split]]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder

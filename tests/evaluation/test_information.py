@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from infobert_fast.data.corpora import load_nli
+from infobert_fast.evaluation.information import measure_information
+
+
+@pytest.fixture
+def model(nli_folder):
+    return AutoModelForSequenceClassification.from_pretrained(nli_folder / "model")
+
+
+@pytest.fixture
+def tokenizer(nli_folder):
+    return AutoTokenizer.from_pretrained(nli_folder / "model")
+
+
+@pytest.fixture
+def corpora(nli_folder):
+    return load_nli(str(nli_folder / "train.jsonl")), load_nli(str(nli_folder / "test.jsonl"))
+
+
+def test_bounds(model, tokenizer, corpora):
+    train, test = corpora
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    measured = measure_information(model, tokenizer, train, test, batch_size=16, epochs=30)
+    assert measured == measure_information(model, tokenizer, train, test, batch_size=16, epochs=30)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    # 16 sentences a batch: anchors of one sentence cannot be told apart, so log 16 is the ceiling.
+    assert 0.1 < measured.lower < math.log(16)
+
+    # The upper bound is the trace of the covariance of all token rows, here gathered one sentence at a time.
+    rows = []
+    model.eval()
+    for pair in test:
+        batch = tokenizer(pair["premise"], pair["hypothesis"], return_tensors="pt")
+        with torch.no_grad():
+            rows.append(model(**batch, output_hidden_states=True).hidden_states[0][0])
+    rows = torch.cat(rows).double()
+    assert measured.upper == pytest.approx(float((rows - rows.mean(0)).square().sum(1).mean()), rel=1e-5)
+
+
+def test_features_without_information_have_none(model, tokenizer, corpora):
+    for parameter in model.roberta.encoder.parameters():
+        torch.nn.init.zeros_(parameter)  # the sentence's state no longer depends on its tokens
+    measured = measure_information(model, tokenizer, *corpora, batch_size=16)
+    assert abs(measured.lower) < 1e-3
+
+
+def test_an_empty_window_is_named(model, tokenizer, corpora):
+    with pytest.raises(ValueError, match=r"no token of a batch is an anchor for `cl` 0.5 and `ch` 0.5"):
+        measure_information(model, tokenizer, *corpora, cl=0.5, ch=0.5)
