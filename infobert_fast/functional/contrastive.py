@@ -102,7 +102,8 @@ def info_nce(
         a, b, w2, b2 = (tensor.to(lse.dtype) for tensor in (a, b, w2, b2))
         a_pairs = a if local_index is None else a[local_index]
         b_pairs = b if pair_index is None else b[pair_index]
-        positive = F.softplus(torch.relu(a_pairs + b_pairs) @ w2 + b2)
+        # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
+        positive = F.softplus(torch.relu(a_pairs + b_pairs) @ w2 + b2, threshold=50.0)
         # exp(softplus(u)) = 1 + e^u, so logsumexp_j softplus(u_ij) = log(n + sum_j e^u_ij): no softplus per pair.
         if chunk_size is None:
             negative = torch.logaddexp(lse, torch.full_like(lse, math.log(pairs))) - math.log(pairs)
