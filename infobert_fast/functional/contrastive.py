@@ -104,13 +104,14 @@ def info_nce(
         # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
         positive = F.softplus(torch.relu(a_pairs + b_pairs) @ w2 + b2, threshold=50.0)
         # exp(softplus(u)) = 1 + e^u, so logsumexp_j softplus(u_ij) = log(n + sum_j e^u_ij): no softplus per pair.
+        # A lone pair's two terms are equal but for their rounding: a factor 0 keeps the 0 exact and a NaN visible.
         if chunk_size is None:
             negative = torch.logaddexp(lse, torch.full_like(lse, math.log(pairs))) - math.log(pairs)
-            return (positive - _gather(negative.unsqueeze(1), pair_index).squeeze(1)).mean()
+            return (positive - _gather(negative.unsqueeze(1), pair_index).squeeze(1)).mean() * (pairs > 1)
         n = torch.full_like(lse, min(chunk_size, pairs))
         if ragged := pairs % chunk_size:
             n[-ragged:] = ragged
-        terms = (positive - torch.logaddexp(lse, n.log()) + n.log()) / n
+        terms = (positive - torch.logaddexp(lse, n.log()) + n.log()) / n * (n > 1)
         return terms.sum() / math.ceil(pairs / chunk_size)
 
 
