@@ -87,6 +87,9 @@ def info_nce(
         if local_index is not None and pairs <= local.shape[0]:
             local, local_index = _gather(local, local_index), None
         a, b = F.linear(local, wx), F.linear(global_, wy, b1)
+        # Widen before rows are repeated: the gradients of their many uses are then summed in float32, not in bfloat16.
+        wide = torch.promote_types(local.dtype, torch.float32)
+        a, b, w2, b2 = (tensor.to(wide) for tensor in (a, b, w2, b2))
         lse = pairwise_mlp_logsumexp(
             a,
             b,
@@ -99,7 +102,6 @@ def info_nce(
             precision=precision,
             validate=False,
         )
-        a, b, w2, b2 = (tensor.to(lse.dtype) for tensor in (a, b, w2, b2))
         a_pairs, b_pairs = _gather(a, local_index), _gather(b, pair_index)
         # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
         positive = F.softplus(torch.relu(a_pairs + b_pairs) @ w2 + b2, threshold=50.0)
