@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "agree",
     "anchor_window",
     "attention_mask",
     "choice",
@@ -23,6 +24,7 @@ __all__ = [
     "number",
     "positive_integer",
     "values_readable",
+    "vector",
 ]
 
 
@@ -89,17 +91,28 @@ def matrix(name: str, value: Tensor, *, width: int | None = None, like: tuple[st
             f"`{name}` holds zero rows; an estimate needs at least one pair: skip the call for an empty batch"
         )
     if like is not None:
-        other_name, other = like
-        if value.device != other.device:
-            raise ValueError(
-                f"`{name}` is on {value.device} and `{other_name}` on {other.device}; they must share a device: "
-                f"move one with `.to(...)`"
-            )
-        if value.dtype != other.dtype:
-            raise TypeError(
-                f"`{name}` has dtype {value.dtype} and `{other_name}` {other.dtype}; they must agree: "
-                f"cast one, or call under torch.autocast"
-            )
+        agree(name, value, *like)
+
+
+def vector(name: str, value: Tensor, size: int, *, like: tuple[str, Tensor]) -> None:
+    """Refuse anything but a vector ``[size]`` on the device and of the dtype of ``like``."""
+    if value.shape != (size,):
+        raise ValueError(f"`{name}` has shape {list(value.shape)}; the critic's other weights make it [{size}]")
+    agree(name, value, *like)
+
+
+def agree(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """Refuse tensors on two devices or, unless told otherwise, of two dtypes."""
+    if value.device != other.device:
+        raise ValueError(
+            f"`{name}` is on {value.device} and `{other_name}` on {other.device}; they must share a device: "
+            f"move one with `.to(...)`"
+        )
+    if dtype and value.dtype != other.dtype:
+        raise TypeError(
+            f"`{name}` has dtype {value.dtype} and `{other_name}` {other.dtype}; they must agree: "
+            f"cast one, or call under torch.autocast"
+        )
 
 
 def index(name: str, value: Tensor, rows: int, of: str, device: torch.device, *, validate: bool | None = None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infobert_fast import checks, reference
 from infobert_fast.functional import streaming
-from infobert_fast.functional.implementation import Implementation, choose
+from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation, choose
 
 __all__ = ["PRECISIONS", "Precision", "info_nce", "pairwise_mlp_logsumexp"]
 
@@ -63,11 +63,14 @@ def info_nce(
 
     Source: InfoBERT, section 3.3; van den Oord et al. 2018 for the bound.
     """
+    checks.choice("implementation", implementation, IMPLEMENTATIONS)
+    checks.choice("precision", precision, PRECISIONS)
     local, global_, w1, b1, w2, b2 = _as_under_autocast(local, global_, w1, b1, w2.reshape(-1), b2.reshape(-1))
     checks.matrix("local", local)
     checks.matrix("global_", global_, like=("local", local))
     checks.matrix("w1", w1, width=local.shape[1] + global_.shape[1], like=("local", local))
-    _check_critic(w1.shape[0], b1=b1, w2=w2)
+    for name, value, size in (("b1", b1, w1.shape[0]), ("w2", w2, w1.shape[0]), ("b2", b2, 1)):
+        checks.vector(name, value, size, like=("local", local))
     pairs, others = _count_pairs(local, global_, local_index, pair_index, chunk_size, ("local", "global_"), validate)
     if pairs != others:
         raise ValueError(
@@ -151,7 +154,8 @@ def pairwise_mlp_logsumexp(
     checks.choice("precision", precision, PRECISIONS)
     checks.matrix("a", a)
     checks.matrix("b", b, width=a.shape[1], like=("a", a))
-    _check_critic(a.shape[1], w2=w2)
+    checks.vector("w2", w2, a.shape[1], like=("a", a))
+    checks.vector("b2", b2, 1, like=("a", a))
     pairs, others = _count_pairs(a, b, local_index, pair_index, chunk_size, ("a", "b"), validate)
     if chunk_size is not None and pairs != others:
         raise ValueError(f"`a` gives {pairs} pairs and `b` {others}; chunks need one of each: pass `pair_index`")
@@ -179,14 +183,6 @@ def _gather(rows: Tensor, index: Tensor | None) -> Tensor:
     that of ``rows[index]`` is summed by atomics, on a CPU too, and was 40 times slower there.
     """
     return rows if index is None else F.embedding(index, rows)
-
-
-def _check_critic(hidden: int, **vectors: Tensor) -> None:
-    for name, vector in vectors.items():
-        if vector.shape != (hidden,):
-            raise ValueError(
-                f"`{name}` has shape {list(vector.shape)}; the critic is {hidden} hidden units wide: [{hidden}]"
-            )
 
 
 def _as_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
