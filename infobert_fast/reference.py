@@ -158,7 +158,7 @@ def freelb_init(
     for i in range(len(delta)):
         scale = adv_init_mag
         if norm_type == "l2":
-            scale = adv_init_mag / math.sqrt(int(attention_mask[i].sum()) * embeddings.shape[-1])
+            scale = adv_init_mag / math.sqrt(int(attention_mask[i].bool().sum()) * embeddings.shape[-1])
         delta[i] = delta[i] * attention_mask[i].unsqueeze(-1).to(delta.dtype) * scale
     return delta
 
