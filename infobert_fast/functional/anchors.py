@@ -70,7 +70,7 @@ def anchor_indices(
     each sentence as the collator knows it, fixes P on the host; without it the mask is read there (a sync on a GPU).
 
     Raises:
-        ValueError: as :func:`select_anchors`, and for ``lengths`` that are not one count per sentence.
+        ValueError: as :func:`select_anchors`, and for ``lengths`` that are not the mask's counts.
     """
     _check(grad, attention_mask, cl, ch, validate)
     if choose(implementation, grad, kernel=False) == "reference":
@@ -81,6 +81,10 @@ def anchor_indices(
     elif len(lengths) != batch or not all(1 <= n <= length for n in lengths):
         raise ValueError(
             f"`lengths` was {list(lengths)}; it must give for each of {batch} sentences 1 to {length} tokens"
+        )
+    elif checks.values_readable(attention_mask, validate) and list(lengths) != attention_mask.bool().sum(1).tolist():
+        raise ValueError(
+            f"`lengths` was {list(lengths)}; `attention_mask` counts {attention_mask.bool().sum(1).tolist()} tokens"
         )
     starts, counts = anchor_counts(lengths, cl, ch)
     sentence = np.repeat(np.arange(batch), counts)
