@@ -99,8 +99,11 @@ def club(y: Tensor, mask: Tensor | None = None) -> Tensor:
 def club_sampled(y: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
     """``mean_m 1/2 ||y_m - y_index[m]||^2`` over (unmasked) rows m."""
     rows = y.reshape(-1, y.shape[-1])
-    terms = (rows - rows[index.reshape(-1)]).square().sum(-1) / 2
-    return terms.mean() if mask is None else terms[mask.reshape(-1).bool()].mean()
+    partners = rows[index.reshape(-1)]
+    if mask is not None:
+        keep = mask.reshape(-1).bool()
+        rows, partners = rows[keep], partners[keep]
+    return (rows - partners).square().sum(-1).mean() / 2
 
 
 def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
