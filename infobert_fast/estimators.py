@@ -203,7 +203,9 @@ def _check_samples(x_samples: Tensor | None, x_dim: int | None, y_samples: Tenso
     checks.matrix("y_samples", y_samples, width=y_dim)
     if x_samples is None or x_dim is None:
         return
-    checks.matrix("x_samples", x_samples, width=x_dim, like=("y_samples", y_samples))
+    checks.matrix("x_samples", x_samples, width=x_dim)
+    resolved = torch.is_autocast_enabled(x_samples.device.type) and x_samples.dtype != y_samples.dtype
+    checks.agree("x_samples", x_samples, "y_samples", y_samples, dtype=not resolved)
     if x_samples.shape[0] != y_samples.shape[0]:
         raise ValueError(
             f"`x_samples` holds {x_samples.shape[0]} rows and `y_samples` {y_samples.shape[0]}; give one x for each y"

@@ -109,14 +109,18 @@ def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     All ``[N, d]``. Source: CLUB's ``loglikeli``; maximised by the learned bound's own optimiser.
     """
-    return reference.gaussian_log_likelihood(mu, logvar, y)
+    return reference.gaussian_log_likelihood(*_gaussian_rows(mu, logvar, y))
 
 
 def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
     """Learned CLUB, sampled: ``mean_n sum_d [ (mu_n - y_index[n])^2 - (mu_n - y_n)^2 ] / (2 e^logvar_n)``. All ``[N,
     d]``.
     """
-    return reference.gaussian_club_sampled(mu, logvar, y, index)
+    mu, logvar, y = _gaussian_rows(mu, logvar, y)
+    checks.index("index", index, y.shape[0], "y", y.device)
+    if index.shape[0] != y.shape[0]:
+        raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {y.shape[0]} rows; give one for each row")
+    return (((mu - F.embedding(index, y)).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
 
 
 def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
@@ -124,9 +128,20 @@ def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     The expanded form ``E[y^2] - 2 mu E[y] + mu^2`` cancels where y has an offset; this one does not.
     """
+    mu, logvar, y = _gaussian_rows(mu, logvar, y)
     mean = y.mean(0)
     spread = (y - mean).square().mean(0)
     return ((spread + (mean - mu).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
+
+
+def _gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three ``[N, d]`` of one dtype, float32 at least: under autocast q's output is half precision and y may not be."""
+    checks.matrix("y", y)
+    for name, value in (("mu", mu), ("logvar", logvar)):
+        if value.shape != y.shape:
+            raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be that of `y`, {list(y.shape)}")
+    wide = torch.promote_types(torch.promote_types(mu.dtype, y.dtype), torch.float32)
+    return mu.to(wide), logvar.to(wide), y.to(wide)
 
 
 def _rows(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
