@@ -25,6 +25,7 @@ __all__ = [
     "positive_integer",
     "values_readable",
     "vector",
+    "zeros_and_ones",
 ]
 
 
@@ -134,6 +135,12 @@ def index(name: str, value: Tensor, rows: int, of: str, device: torch.device, *,
             )
 
 
+def zeros_and_ones(name: str, value: Tensor) -> None:
+    """Refuse a mask that holds anything else; reads its values."""
+    if value.dtype != torch.bool and not bool(((value == 0) | (value == 1)).all()):
+        raise ValueError(f"`{name}` holds values other than 0 and 1; give 1 for tokens and 0 for padding")
+
+
 def attention_mask(
     value: Tensor,
     shape: tuple[int, ...] | None = None,
@@ -153,8 +160,7 @@ def attention_mask(
         raise ValueError(f"`attention_mask` is on {value.device} and the hidden states on {device}: move it with `.to`")
     if not values_readable(value, validate):
         return
-    if value.dtype != torch.bool and not bool(((value == 0) | (value == 1)).all()):
-        raise ValueError("`attention_mask` holds values other than 0 and 1; give 1 for tokens and 0 for padding")
+    zeros_and_ones("attention_mask", value)
     empty = (value.to(torch.int64).sum(dim=1) == 0).nonzero().flatten()
     if empty.numel():
         raise ValueError(

@@ -41,45 +41,60 @@ class _Club(torch.autograd.Function):
         return (out if keep is None else out.masked_fill_(~keep, 0)).to(rows.dtype), None
 
 
-def club(y: Tensor, mask: Tensor | None = None, *, implementation: Implementation = "auto") -> Tensor:
+def club(
+    y: Tensor,
+    mask: Tensor | None = None,
+    *,
+    implementation: Implementation = "auto",
+    validate: bool | None = None,
+) -> Tensor:
     """CLUB with the identity as its network: ``mean_ij 1/2 ||y_i - y_j||^2 = mean_m ||y_m - mean(y)||^2``, exactly, in
     O(M d).
 
     It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise.
 
     Args:
-        y: ``[..., d]`` rows of any float dtype. mask: ``[...]``, true where a row counts; all rows where None.
+        y: ``[..., d]`` rows of any float dtype. mask: ``[...]``, 1 where a row counts, 0 elsewhere; all rows where
+            None. A masked row may hold anything, NaN too.
+        implementation, validate: see :mod:`infobert_fast.functional`; mask values are read on a CPU unless False.
 
     Returns:
         A scalar upper bound (up to its constant) in nats, float32 for half-precision rows; gradient ``2/M (y_m -
         mean)``.
 
     Raises:
-        ValueError: for a mask of another shape, or no rows.
+        ValueError: for a mask of another shape or of other values, or no rows. A mask that counts no row gives NaN
+            where its values are not read.
 
     Source: CLUB (Cheng et al. 2020) as used by InfoBERT, section 3.2.
     """
-    rows, keep = _rows(y, mask)
+    rows, keep = _rows(y, mask, validate)
     if choose(implementation, y, kernel=False) == "reference":
         return reference.club(y, mask)
     return _Club.apply(rows, keep)
 
 
 def club_sampled(
-    y: Tensor, index: Tensor, mask: Tensor | None = None, *, implementation: Implementation = "auto"
+    y: Tensor,
+    index: Tensor,
+    mask: Tensor | None = None,
+    *,
+    implementation: Implementation = "auto",
+    validate: bool | None = None,
 ) -> Tensor:
     """Sampled CLUB ``mean_m 1/2 ||y_m - y_index[m]||^2``; its expectation over uniform ``index`` is :func:`club`.
 
     Args:
         y: ``[..., d]``. index: int64, one row number of the flattened y for each row (:func:`sample_rows` draws them).
-        mask: ``[...]``, true where a row m counts; ``index`` must point to counted rows itself.
+        mask: ``[...]``, 1 where a row m counts; ``index`` must point to counted rows itself.
+        implementation, validate: as in :func:`club`.
 
     Raises:
         TypeError, ValueError, IndexError: for an index or mask that does not fit.
     """
-    rows, keep = _rows(y, mask)
+    rows, keep = _rows(y, mask, validate)
     index = index.reshape(-1)
-    checks.index("index", index, rows.shape[0], "y", rows.device)
+    checks.index("index", index, rows.shape[0], "y", rows.device, validate=validate)
     if index.shape[0] != rows.shape[0]:
         raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {rows.shape[0]} rows; give one for each row")
     if choose(implementation, y, kernel=False) == "reference":
@@ -144,7 +159,7 @@ def _gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     return mu.to(wide), logvar.to(wide), y.to(wide)
 
 
-def _rows(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _rows(y: Tensor, mask: Tensor | None, validate: bool | None) -> tuple[Tensor, Tensor | None]:
     """Flatten leading dimensions; the mask becomes a bool column."""
     if y.dim() < 2:
         raise ValueError(f"`y` has shape {list(y.shape)}; it must be [..., d], rows of features: unsqueeze it")
@@ -152,4 +167,11 @@ def _rows(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"`mask` has shape {list(mask.shape)}; the rows of `y` make it {list(y.shape[:-1])}")
     rows = y.reshape(-1, y.shape[-1])
     checks.matrix("y", rows)
-    return rows, None if mask is None else mask.reshape(-1, 1).bool()
+    if mask is None:
+        return rows, None
+    checks.agree("mask", mask, "y", y, dtype=False)
+    if checks.values_readable(mask, validate):
+        checks.zeros_and_ones("mask", mask)
+        if not bool(mask.any()):
+            raise ValueError("`mask` is all zero; an estimate needs at least one row: skip the call for an empty batch")
+    return rows, mask.reshape(-1, 1).bool()
