@@ -65,7 +65,7 @@ def info_nce(
     """
     checks.choice("implementation", implementation, IMPLEMENTATIONS)
     checks.choice("precision", precision, PRECISIONS)
-    local, global_, w1, b1, w2, b2 = _as_under_autocast(local, global_, w1, b1, w2.reshape(-1), b2.reshape(-1))
+    local, global_, w1, b1, w2, b2 = _resolve_autocast(local, global_, w1, b1, w2.reshape(-1), b2.reshape(-1))
     checks.matrix("local", local)
     checks.matrix("global_", global_, like=("local", local))
     checks.matrix("w1", w1, width=local.shape[1] + global_.shape[1], like=("local", local))
@@ -89,10 +89,11 @@ def info_nce(
         wx, wy = w1.split((local.shape[1], global_.shape[1]), dim=1)
         if local_index is not None and pairs <= local.shape[0]:
             local, local_index = _gather(local, local_index), None
-        a, b = F.linear(local, wx), F.linear(global_, wy, b1)
-        # Widen before rows are repeated: the gradients of their many uses are then summed in float32, not in bfloat16.
+        # In float32 at least: a rounding of a or b is common to all pairs of its row and does not average out as one
+        # of each pair's sum would; and the gradients of a row's many uses must not be summed in half precision.
         wide = torch.promote_types(local.dtype, torch.float32)
-        a, b, w2, b2 = (tensor.to(wide) for tensor in (a, b, w2, b2))
+        local, global_, wx, wy, b1, w2, b2 = (t.to(wide) for t in (local, global_, wx, wy, b1, w2, b2))
+        a, b = F.linear(local, wx), F.linear(global_, wy, b1)
         lse = pairwise_mlp_logsumexp(
             a,
             b,
@@ -185,15 +186,12 @@ def _gather(rows: Tensor, index: Tensor | None) -> Tensor:
     return rows if index is None else F.embedding(index, rows)
 
 
-def _as_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast as a Linear layer would under autocast, so that mixed dtypes are refused only where nothing resolves
-    them.
-    """
+def _resolve_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast bring all to float32, which is what is computed in anyway; elsewhere mixed dtypes are refused."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+    return tuple(t.float() if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
 def _count_pairs(
