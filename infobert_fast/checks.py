@@ -30,10 +30,10 @@ __all__ = [
 
 
 def values_readable(tensor: Tensor, validate: bool | None) -> bool:
-    """Whether reading ``tensor`` is free of a sync (CPU) or was asked for (``validate=True``), and no graph is
-    recorded.
+    """Whether ``tensor`` holds values whose reading is free of a sync (CPU) or was asked for (``validate=True``), and
+    no graph is recorded.
     """
-    if torch.compiler.is_compiling() or isinstance(tensor, torch._subclasses.FakeTensor):
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
         return False
     if tensor.device.type == "cpu":
         return validate is not False
