@@ -172,16 +172,21 @@ class CLUB(nn.Module):
         if self.version == 1:
             x_samples, y_samples = x_samples.flatten(0, -2), y_samples.flatten(0, -2)
         for _ in range(steps or 1):
-            self.fit_step(x_samples.detach(), y_samples.detach())
+            self.fit_step(x_samples, y_samples)
         return self.beta * self.frozen_estimate(x_samples, y_samples)
 
     def fit_step(self, x_samples: Tensor, y_samples: Tensor, *, average: bool = False) -> None:
-        """One step of q's optimiser on the negative log-likelihood; ``average`` takes its gradient's mean over all
-        ranks.
+        """One step of q's optimiser on the negative log-likelihood of the samples, detached; ``average`` takes the
+        gradient's mean over all ranks.
         """
+        device = x_samples.device.type
         self.optimizer.zero_grad()
-        with torch.enable_grad():
-            (-self.loglikeli(x_samples, y_samples)).backward()
+        # Without autocast's cache, which would hold q's weights of before the last step until autocast ends.
+        with (
+            torch.enable_grad(),
+            torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False),
+        ):
+            (-self.loglikeli(x_samples.detach(), y_samples.detach())).backward()
         if average:
             for parameter in self.parameters():
                 torch.distributed.all_reduce(parameter.grad)
