@@ -546,18 +546,18 @@ for _ in range(repeats):
     start = time.perf_counter(), time.process_time()
     step(tensors)
     wall.append(time.perf_counter() - start[0])
-    cpu.append((time.process_time() - start[1]) / 2)
+    cpu.append(time.process_time() - start[1])
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"wall": min(wall), "cpu": min(cpu), "mib": after - before}))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_speed_and_memory_against_the_literal_form(record_property):
+def test_speed_and_memory_against_the_literal_form():
     """N = 512, d = 768, H = 300, float32, forward + backward: 15 times the speed, 1/20 of the extra peak memory.
 
-    Robust on a shared machine: the literal form counts with the lesser of its wall time and its processor time spread
-    over both threads, so that neighbours cannot slow it in our favour; ours with the best wall time of several.
+    Robust on a shared machine: wall and processor time must both show it, ours by the best of several steps. Neighbours
+    can lengthen the literal form's wall time, but not in our favour alone: they do not count as its processor time.
     Extra memory is the process's peak less what it held before; an import's earlier peak only counts against us.
     """
 
@@ -565,13 +565,12 @@ def test_speed_and_memory_against_the_literal_form(record_property):
         command = [sys.executable, "-c", MEASURE, implementation, str(repeats)]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    ours, literal = measure("torch", 12), measure("reference", 1)
-    speed = min(literal["wall"], literal["cpu"]) / ours["wall"]
+    ours, literal = measure("torch", 6), measure("reference", 1)
+    wall, cpu = (literal[clock] / ours[clock] for clock in ("wall", "cpu"))
     memory = literal["mib"] / ours["mib"]
-    record_property("speed", speed)
-    print(f"ours {ours}, literal {literal}: {speed:.1f} times the speed, 1/{memory:.0f} of the memory")
+    print(f"ours {ours}, literal {literal}: {wall:.0f} (cpu {cpu:.0f}) times the speed, 1/{memory:.0f} of the memory")
     assert memory >= 20
-    assert speed >= 15
+    assert min(wall, cpu) >= 15
 
 
 # --- properties -----------------------------------------------------------------------------------------------------
