@@ -72,10 +72,13 @@ def problem(pairs: int, rows: int, x_dim: int = 4, y_dim: int = 3, hidden: int =
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 4, 11, 50])
-@pytest.mark.parametrize("scale", [1.0, 12.0])
-def test_info_nce_is_the_formula(chunk_size, scale):
-    """11 pairs: chunks of 3 and 4 leave a ragged one; at scale 12 scores of +-100 lie in softplus's linear part."""
+@pytest.mark.parametrize(("scale", "bias"), [(1.0, 0.0), (12.0, 0.0), (1.0, 22.0)])
+def test_info_nce_is_the_formula(chunk_size, scale, bias):
+    """11 pairs: chunks of 3 and 4 leave a ragged one; scores of order 1, of +-100, and above 20, where softplus is
+    nearly linear.
+    """
     x, y, critic = problem(11, 11, scale=scale)
+    critic[3].add_(bias)
     got = reference.info_nce(x, y, *critic, chunk_size=chunk_size)
     close(got, naive_info_nce(x, y, critic, chunk_size=chunk_size))
 

@@ -73,7 +73,9 @@ def test_nan_ranks_as_infinity_and_padding_behind_both():
     mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0]])
     assert anchor_indices(grad, mask, 0.0, 1.0).tolist() == [4, 1, 0, 2, 3]
     assert anchor_indices(-grad, mask, 0.0, 1.0).tolist() == [4, 1, 0, 2, 3]
+    assert anchor_indices(grad.flip(1), mask.flip(1), 0.0, 1.0).tolist() == [2, 5, 3, 4, 6]  # padding stands before NaN
     assert_as_specified(grad, mask, 0.2, 0.7)
+    assert_as_specified(grad.flip(1), mask.flip(1), 0.2, 1.0)
     assert select_anchors(torch.full((1, 7, 2), math.nan), mask, 0.0, 1.0).tolist() == mask.bool().tolist()
 
 
