@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "agree",
     "anchor_window",
     "attention_mask",
     "choice",
@@ -23,14 +24,16 @@ __all__ = [
     "number",
     "positive_integer",
     "values_readable",
+    "vector",
+    "zeros_and_ones",
 ]
 
 
 def values_readable(tensor: Tensor, validate: bool | None) -> bool:
-    """Whether reading ``tensor`` is free of a sync (CPU) or was asked for (``validate=True``), and no graph is
-    recorded.
+    """Whether ``tensor`` holds values whose reading is free of a sync (CPU) or was asked for (``validate=True``), and
+    no graph is recorded.
     """
-    if torch.compiler.is_compiling() or isinstance(tensor, torch._subclasses.FakeTensor):
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
         return False
     if tensor.device.type == "cpu":
         return validate is not False
@@ -89,17 +92,28 @@ def matrix(name: str, value: Tensor, *, width: int | None = None, like: tuple[st
             f"`{name}` holds zero rows; an estimate needs at least one pair: skip the call for an empty batch"
         )
     if like is not None:
-        other_name, other = like
-        if value.device != other.device:
-            raise ValueError(
-                f"`{name}` is on {value.device} and `{other_name}` on {other.device}; they must share a device: "
-                f"move one with `.to(...)`"
-            )
-        if value.dtype != other.dtype:
-            raise TypeError(
-                f"`{name}` has dtype {value.dtype} and `{other_name}` {other.dtype}; they must agree: "
-                f"cast one, or call under torch.autocast"
-            )
+        agree(name, value, *like)
+
+
+def vector(name: str, value: Tensor, size: int, *, like: tuple[str, Tensor]) -> None:
+    """Refuse anything but a vector ``[size]`` on the device and of the dtype of ``like``."""
+    if value.shape != (size,):
+        raise ValueError(f"`{name}` has shape {list(value.shape)}; the critic's other weights make it [{size}]")
+    agree(name, value, *like)
+
+
+def agree(name: str, value: Tensor, other_name: str, other: Tensor, *, dtype: bool = True) -> None:
+    """Refuse tensors on two devices or, unless told otherwise, of two dtypes."""
+    if value.device != other.device:
+        raise ValueError(
+            f"`{name}` is on {value.device} and `{other_name}` on {other.device}; they must share a device: "
+            f"move one with `.to(...)`"
+        )
+    if dtype and value.dtype != other.dtype:
+        raise TypeError(
+            f"`{name}` has dtype {value.dtype} and `{other_name}` {other.dtype}; they must agree: "
+            f"cast one, or call under torch.autocast"
+        )
 
 
 def index(name: str, value: Tensor, rows: int, of: str, device: torch.device, *, validate: bool | None = None) -> None:
@@ -121,6 +135,12 @@ def index(name: str, value: Tensor, rows: int, of: str, device: torch.device, *,
             )
 
 
+def zeros_and_ones(name: str, value: Tensor) -> None:
+    """Refuse a mask that holds anything else; reads its values."""
+    if value.dtype != torch.bool and not bool(((value == 0) | (value == 1)).all()):
+        raise ValueError(f"`{name}` holds values other than 0 and 1; give 1 for tokens and 0 for padding")
+
+
 def attention_mask(
     value: Tensor,
     shape: tuple[int, ...] | None = None,
@@ -140,8 +160,7 @@ def attention_mask(
         raise ValueError(f"`attention_mask` is on {value.device} and the hidden states on {device}: move it with `.to`")
     if not values_readable(value, validate):
         return
-    if value.dtype != torch.bool and not bool(((value == 0) | (value == 1)).all()):
-        raise ValueError("`attention_mask` holds values other than 0 and 1; give 1 for tokens and 0 for padding")
+    zeros_and_ones("attention_mask", value)
     empty = (value.to(torch.int64).sum(dim=1) == 0).nonzero().flatten()
     if empty.numel():
         raise ValueError(

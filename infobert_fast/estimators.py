@@ -168,16 +168,21 @@ class CLUB(nn.Module):
         if self.version == 1:
             x_samples, y_samples = x_samples.flatten(0, -2), y_samples.flatten(0, -2)
         for _ in range(steps or 1):
-            self.fit_step(x_samples.detach(), y_samples.detach())
+            self.fit_step(x_samples, y_samples)
         return self.beta * self.frozen_estimate(x_samples, y_samples)
 
     def fit_step(self, x_samples: Tensor, y_samples: Tensor, *, average: bool = False) -> None:
-        """One step of q's optimiser on the negative log-likelihood; ``average`` takes its gradient's mean over all
-        ranks.
+        """One step of q's optimiser on the negative log-likelihood of the samples, detached; ``average`` takes the
+        gradient's mean over all ranks.
         """
+        device = x_samples.device.type
         self.optimizer.zero_grad()
-        with torch.enable_grad():
-            (-self.loglikeli(x_samples, y_samples)).backward()
+        # Without autocast's cache, which would hold q's weights of before the last step until autocast ends.
+        with (
+            torch.enable_grad(),
+            torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False),
+        ):
+            (-self.loglikeli(x_samples.detach(), y_samples.detach())).backward()
         if average:
             for parameter in self.parameters():
                 assert parameter.grad is not None
@@ -200,7 +205,9 @@ def _check_samples(x_samples: Tensor | None, x_dim: int | None, y_samples: Tenso
     checks.matrix("y_samples", y_samples, width=y_dim)
     if x_samples is None or x_dim is None:
         return
-    checks.matrix("x_samples", x_samples, width=x_dim, like=("y_samples", y_samples))
+    checks.matrix("x_samples", x_samples, width=x_dim)
+    resolved = torch.is_autocast_enabled(x_samples.device.type) and x_samples.dtype != y_samples.dtype
+    checks.agree("x_samples", x_samples, "y_samples", y_samples, dtype=not resolved)
     if x_samples.shape[0] != y_samples.shape[0]:
         raise ValueError(
             f"`x_samples` holds {x_samples.shape[0]} rows and `y_samples` {y_samples.shape[0]}; give one x for each y"

@@ -31,7 +31,8 @@ __all__ = [
 def _critic(x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     """``F(x, y) = softplus(w2 . relu(W1 [x; y] + b1) + b2)`` over the last dimension."""
     hidden = torch.relu(F.linear(torch.cat([x, y], dim=-1), w1, b1))
-    return F.softplus(F.linear(hidden, w2.reshape(1, -1), b2.reshape(1))).squeeze(-1)
+    scores = F.linear(hidden, w2.reshape(1, -1), b2.reshape(1)).squeeze(-1)
+    return F.softplus(scores, threshold=50.0)  # the default, 20, costs 2e-9: too much for an oracle
 
 
 def info_nce(
@@ -98,8 +99,11 @@ def club(y: Tensor, mask: Tensor | None = None) -> Tensor:
 def club_sampled(y: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
     """``mean_m 1/2 ||y_m - y_index[m]||^2`` over (unmasked) rows m."""
     rows = y.reshape(-1, y.shape[-1])
-    terms = (rows - rows[index.reshape(-1)]).square().sum(-1) / 2
-    return terms.mean() if mask is None else terms[mask.reshape(-1).bool()].mean()
+    partners = rows[index.reshape(-1)]
+    if mask is not None:
+        keep = mask.reshape(-1).bool()
+        rows, partners = rows[keep], partners[keep]
+    return (rows - partners).square().sum(-1).mean() / 2
 
 
 def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ def freelb_init(
     for i in range(len(delta)):
         scale = adv_init_mag
         if norm_type == "l2":
-            scale = adv_init_mag / math.sqrt(int(attention_mask[i].sum()) * embeddings.shape[-1])
+            scale = adv_init_mag / math.sqrt(int(attention_mask[i].bool().sum()) * embeddings.shape[-1])
         delta[i] = delta[i] * attention_mask[i].unsqueeze(-1).to(delta.dtype) * scale
     return delta
 

@@ -48,7 +48,7 @@ def select_anchors(
     if choose(implementation, grad, kernel=False) == "reference":
         return reference.select_anchors(grad, attention_mask, cl, ch)
     order = _ascending(grad, attention_mask)
-    n = attention_mask.sum(dim=1, keepdim=True).to(torch.float64)
+    n = attention_mask.bool().sum(dim=1, keepdim=True).to(torch.float64)
     rank = torch.arange(order.shape[1], device=order.device)
     window = (rank >= (n * cl).ceil()) & (rank < (n * ch).ceil())
     return torch.zeros_like(window).scatter_(1, order, window)
@@ -70,17 +70,21 @@ def anchor_indices(
     each sentence as the collator knows it, fixes P on the host; without it the mask is read there (a sync on a GPU).
 
     Raises:
-        ValueError: as :func:`select_anchors`, and for ``lengths`` that are not one count per sentence.
+        ValueError: as :func:`select_anchors`, and for ``lengths`` that are not the mask's counts.
     """
     _check(grad, attention_mask, cl, ch, validate)
     if choose(implementation, grad, kernel=False) == "reference":
         return reference.anchor_indices(grad, attention_mask, cl, ch)
     batch, length = attention_mask.shape
     if lengths is None:
-        lengths = attention_mask.sum(dim=1).tolist()
+        lengths = attention_mask.bool().sum(dim=1).tolist()
     elif len(lengths) != batch or not all(1 <= n <= length for n in lengths):
         raise ValueError(
             f"`lengths` was {list(lengths)}; it must give for each of {batch} sentences 1 to {length} tokens"
+        )
+    elif checks.values_readable(attention_mask, validate) and list(lengths) != attention_mask.bool().sum(1).tolist():
+        raise ValueError(
+            f"`lengths` was {list(lengths)}; `attention_mask` counts {attention_mask.bool().sum(1).tolist()} tokens"
         )
     starts, counts = anchor_counts(lengths, cl, ch)
     sentence = np.repeat(np.arange(batch), counts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infobert_fast import checks, reference
 from infobert_fast.functional import streaming
-from infobert_fast.functional.implementation import Implementation, choose
+from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation, choose
 
 __all__ = ["PRECISIONS", "Precision", "info_nce", "pairwise_mlp_logsumexp"]
 
@@ -63,11 +63,14 @@ def info_nce(
 
     Source: InfoBERT, section 3.3; van den Oord et al. 2018 for the bound.
     """
-    local, global_, w1, b1, w2, b2 = _as_under_autocast(local, global_, w1, b1, w2.reshape(-1), b2.reshape(-1))
+    checks.choice("implementation", implementation, IMPLEMENTATIONS)
+    checks.choice("precision", precision, PRECISIONS)
+    local, global_, w1, b1, w2, b2 = _resolve_autocast(local, global_, w1, b1, w2.reshape(-1), b2.reshape(-1))
     checks.matrix("local", local)
     checks.matrix("global_", global_, like=("local", local))
     checks.matrix("w1", w1, width=local.shape[1] + global_.shape[1], like=("local", local))
-    _check_critic(w1.shape[0], b1=b1, w2=w2)
+    for name, value, size in (("b1", b1, w1.shape[0]), ("w2", w2, w1.shape[0]), ("b2", b2, 1)):
+        checks.vector(name, value, size, like=("local", local))
     pairs, others = _count_pairs(local, global_, local_index, pair_index, chunk_size, ("local", "global_"), validate)
     if pairs != others:
         raise ValueError(
@@ -85,7 +88,11 @@ def info_nce(
         # rows repeat: P rows of x_dim are then fewer than M.
         wx, wy = w1.split((local.shape[1], global_.shape[1]), dim=1)
         if local_index is not None and pairs <= local.shape[0]:
-            local, local_index = local[local_index], None
+            local, local_index = _gather(local, local_index), None
+        # In float32 at least: a rounding of a or b is common to all pairs of its row and does not average out as one
+        # of each pair's sum would; and the gradients of a row's many uses must not be summed in half precision.
+        wide = torch.promote_types(local.dtype, torch.float32)
+        local, global_, wx, wy, b1, w2, b2 = (t.to(wide) for t in (local, global_, wx, wy, b1, w2, b2))
         a, b = F.linear(local, wx), F.linear(global_, wy, b1)
         lse = pairwise_mlp_logsumexp(
             a,
@@ -99,18 +106,18 @@ def info_nce(
             precision=precision,
             validate=False,
         )
-        a, b, w2, b2 = (tensor.to(lse.dtype) for tensor in (a, b, w2, b2))
-        a_pairs = a if local_index is None else a[local_index]
-        b_pairs = b if pair_index is None else b[pair_index]
-        positive = F.softplus(torch.relu(a_pairs + b_pairs) @ w2 + b2)
+        a_pairs, b_pairs = _gather(a, local_index), _gather(b, pair_index)
+        # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
+        positive = F.softplus(torch.relu(a_pairs + b_pairs) @ w2 + b2, threshold=50.0)
         # exp(softplus(u)) = 1 + e^u, so logsumexp_j softplus(u_ij) = log(n + sum_j e^u_ij): no softplus per pair.
+        # A lone pair's two terms are equal but for their rounding: a factor 0 keeps the 0 exact and a NaN visible.
         if chunk_size is None:
             negative = torch.logaddexp(lse, torch.full_like(lse, math.log(pairs))) - math.log(pairs)
-            return (positive - (negative if pair_index is None else negative[pair_index])).mean()
+            return (positive - _gather(negative.unsqueeze(1), pair_index).squeeze(1)).mean() * (pairs > 1)
         n = torch.full_like(lse, min(chunk_size, pairs))
         if ragged := pairs % chunk_size:
             n[-ragged:] = ragged
-        terms = (positive - torch.logaddexp(lse, n.log()) + n.log()) / n
+        terms = (positive - torch.logaddexp(lse, n.log()) + n.log()) / n * (n > 1)
         return terms.sum() / math.ceil(pairs / chunk_size)
 
 
@@ -148,7 +155,8 @@ def pairwise_mlp_logsumexp(
     checks.choice("precision", precision, PRECISIONS)
     checks.matrix("a", a)
     checks.matrix("b", b, width=a.shape[1], like=("a", a))
-    _check_critic(a.shape[1], w2=w2)
+    checks.vector("w2", w2, a.shape[1], like=("a", a))
+    checks.vector("b2", b2, 1, like=("a", a))
     pairs, others = _count_pairs(a, b, local_index, pair_index, chunk_size, ("a", "b"), validate)
     if chunk_size is not None and pairs != others:
         raise ValueError(f"`a` gives {pairs} pairs and `b` {others}; chunks need one of each: pass `pair_index`")
@@ -158,10 +166,10 @@ def pairwise_mlp_logsumexp(
         )
 
     with torch.autocast(a.device.type, enabled=False):
-        a_pairs = a if local_index is None else a[local_index]
+        a_pairs = _gather(a, local_index)
         if chunk_size is None:
             return streaming.pairwise_mlp_logsumexp(a_pairs.unsqueeze(0), b.unsqueeze(0), w2, b2).squeeze(0)
-        b_pairs = b if pair_index is None else b[pair_index]
+        b_pairs = _gather(b, pair_index)
         whole = pairs - pairs % chunk_size
         parts = []
         for start, stop, size in ((0, whole, chunk_size), (whole, pairs, pairs - whole)):
@@ -171,23 +179,19 @@ def pairwise_mlp_logsumexp(
         return torch.cat(parts)
 
 
-def _check_critic(hidden: int, **vectors: Tensor) -> None:
-    for name, vector in vectors.items():
-        if vector.shape != (hidden,):
-            raise ValueError(
-                f"`{name}` has shape {list(vector.shape)}; the critic is {hidden} hidden units wide: [{hidden}]"
-            )
-
-
-def _as_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Cast as a Linear layer would under autocast, so that mixed dtypes are refused only where nothing resolves
-    them.
+def _gather(rows: Tensor, index: Tensor | None) -> Tensor:
+    """``rows[index]``, all rows where None. Where rows repeat, an embedding's gradient is the same bits in every run;
+    that of ``rows[index]`` is summed by atomics, on a CPU too, and was 40 times slower there.
     """
+    return rows if index is None else F.embedding(index, rows)
+
+
+def _resolve_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast bring all to float32, which is what is computed in anyway; elsewhere mixed dtypes are refused."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
+    return tuple(t.float() if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
 def _count_pairs(

@@ -52,7 +52,8 @@ def freelb_init(
     delta.uniform_(-adv_init_mag, adv_init_mag, generator=generator)
     mask = attention_mask.to(dtype).unsqueeze(-1)
     if norm_type == "l2":
-        mask = mask / (mask.sum(dim=1, keepdim=True) * embeddings.shape[-1]).sqrt()
+        # The clamp keeps a sentence that is all padding (unseen where values are not read) at zero instead of NaN.
+        mask = mask / (mask.sum(dim=1, keepdim=True).clamp(min=1) * embeddings.shape[-1]).sqrt()
     return delta.mul_(mask)
 
 
@@ -89,6 +90,7 @@ def freelb_step(
     checks.number("adv_max_norm", adv_max_norm, low=0.0, advice="0 means no projection")
     if delta.shape != grad.shape:
         raise ValueError(f"`grad` has shape {list(grad.shape)}; it must be that of `delta`, {list(delta.shape)}")
+    checks.agree("grad", grad, "delta", delta, dtype=False)
     _check_mask(delta, attention_mask, validate)
     keep = attention_mask.bool().unsqueeze(-1)
     order = 2.0 if norm_type == "l2" else math.inf

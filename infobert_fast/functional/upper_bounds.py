@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -40,53 +41,69 @@ class _Club(torch.autograd.Function):
         return (out if keep is None else out.masked_fill_(~keep, 0)).to(rows.dtype), None
 
 
-def club(y: Tensor, mask: Tensor | None = None, *, implementation: Implementation = "auto") -> Tensor:
+def club(
+    y: Tensor,
+    mask: Tensor | None = None,
+    *,
+    implementation: Implementation = "auto",
+    validate: bool | None = None,
+) -> Tensor:
     """CLUB with the identity as its network: ``mean_ij 1/2 ||y_i - y_j||^2 = mean_m ||y_m - mean(y)||^2``, exactly, in
     O(M d).
 
     It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise.
 
     Args:
-        y: ``[..., d]`` rows of any float dtype. mask: ``[...]``, true where a row counts; all rows where None.
+        y: ``[..., d]`` rows of any float dtype. mask: ``[...]``, 1 where a row counts, 0 elsewhere; all rows where
+            None. A masked row may hold anything, NaN too.
+        implementation, validate: see :mod:`infobert_fast.functional`; mask values are read on a CPU unless False.
 
     Returns:
         A scalar upper bound (up to its constant) in nats, float32 for half-precision rows; gradient ``2/M (y_m -
         mean)``.
 
     Raises:
-        ValueError: for a mask of another shape, or no rows.
+        ValueError: for a mask of another shape or of other values, or no rows. A mask that counts no row gives NaN
+            where its values are not read.
 
     Source: CLUB (Cheng et al. 2020) as used by InfoBERT, section 3.2.
     """
-    rows, keep = _rows(y, mask)
+    rows, keep = _rows(y, mask, validate)
     if choose(implementation, y, kernel=False) == "reference":
         return reference.club(y, mask)
     return _Club.apply(rows, keep)
 
 
 def club_sampled(
-    y: Tensor, index: Tensor, mask: Tensor | None = None, *, implementation: Implementation = "auto"
+    y: Tensor,
+    index: Tensor,
+    mask: Tensor | None = None,
+    *,
+    implementation: Implementation = "auto",
+    validate: bool | None = None,
 ) -> Tensor:
     """Sampled CLUB ``mean_m 1/2 ||y_m - y_index[m]||^2``; its expectation over uniform ``index`` is :func:`club`.
 
     Args:
         y: ``[..., d]``. index: int64, one row number of the flattened y for each row (:func:`sample_rows` draws them).
-        mask: ``[...]``, true where a row m counts; ``index`` must point to counted rows itself.
+        mask: ``[...]``, 1 where a row m counts; ``index`` must point to counted rows itself.
+        implementation, validate: as in :func:`club`.
 
     Raises:
         TypeError, ValueError, IndexError: for an index or mask that does not fit.
     """
-    rows, keep = _rows(y, mask)
+    rows, keep = _rows(y, mask, validate)
     index = index.reshape(-1)
-    checks.index("index", index, rows.shape[0], "y", rows.device)
+    checks.index("index", index, rows.shape[0], "y", rows.device, validate=validate)
     if index.shape[0] != rows.shape[0]:
         raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {rows.shape[0]} rows; give one for each row")
     if choose(implementation, y, kernel=False) == "reference":
         return reference.club_sampled(y, index, mask)
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    difference = wide - F.embedding(index, wide)  # not wide[index]: its gradient differs from run to run
     if keep is None:
-        return (wide - wide[index]).square().sum() / (2 * wide.shape[0])
-    difference = torch.where(keep, wide - wide[index], 0)
+        return difference.square().sum() / (2 * wide.shape[0])
+    difference = torch.where(keep, difference, 0)
     return difference.square().sum() / (2 * keep.sum())
 
 
@@ -107,14 +124,18 @@ def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     All ``[N, d]``. Source: CLUB's ``loglikeli``; maximised by the learned bound's own optimiser.
     """
-    return reference.gaussian_log_likelihood(mu, logvar, y)
+    return reference.gaussian_log_likelihood(*_gaussian_rows(mu, logvar, y))
 
 
 def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
     """Learned CLUB, sampled: ``mean_n sum_d [ (mu_n - y_index[n])^2 - (mu_n - y_n)^2 ] / (2 e^logvar_n)``. All ``[N,
     d]``.
     """
-    return reference.gaussian_club_sampled(mu, logvar, y, index)
+    mu, logvar, y = _gaussian_rows(mu, logvar, y)
+    checks.index("index", index, y.shape[0], "y", y.device)
+    if index.shape[0] != y.shape[0]:
+        raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {y.shape[0]} rows; give one for each row")
+    return (((mu - F.embedding(index, y)).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
 
 
 def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
@@ -122,12 +143,23 @@ def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     The expanded form ``E[y^2] - 2 mu E[y] + mu^2`` cancels where y has an offset; this one does not.
     """
+    mu, logvar, y = _gaussian_rows(mu, logvar, y)
     mean = y.mean(0)
     spread = (y - mean).square().mean(0)
     return ((spread + (mean - mu).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
 
 
-def _rows(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three ``[N, d]`` of one dtype, float32 at least: under autocast q's output is half precision and y may not be."""
+    checks.matrix("y", y)
+    for name, value in (("mu", mu), ("logvar", logvar)):
+        if value.shape != y.shape:
+            raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be that of `y`, {list(y.shape)}")
+    wide = torch.promote_types(torch.promote_types(mu.dtype, y.dtype), torch.float32)
+    return mu.to(wide), logvar.to(wide), y.to(wide)
+
+
+def _rows(y: Tensor, mask: Tensor | None, validate: bool | None) -> tuple[Tensor, Tensor | None]:
     """Flatten leading dimensions; the mask becomes a bool column."""
     if y.dim() < 2:
         raise ValueError(f"`y` has shape {list(y.shape)}; it must be [..., d], rows of features: unsqueeze it")
@@ -135,4 +167,11 @@ def _rows(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"`mask` has shape {list(mask.shape)}; the rows of `y` make it {list(y.shape[:-1])}")
     rows = y.reshape(-1, y.shape[-1])
     checks.matrix("y", rows)
-    return rows, None if mask is None else mask.reshape(-1, 1).bool()
+    if mask is None:
+        return rows, None
+    checks.agree("mask", mask, "y", y, dtype=False)
+    if checks.values_readable(mask, validate):
+        checks.zeros_and_ones("mask", mask)
+        if not bool(mask.any()):
+            raise ValueError("`mask` is all zero; an estimate needs at least one row: skip the call for an empty batch")
+    return rows, mask.reshape(-1, 1).bool()
