@@ -1,0 +1,135 @@
+"""InfoNCE forward + backward on this machine's CPU, side by side: the literal form, the factorised form, this package.
+
+Run ``python benchmarks/info_nce.py`` for the table; ``--output FILE`` also writes it as JSON with the machine and the
+versions. Values and gradients are held against the literal form in float64 first; if they differ nothing is timed.
+Each measurement has a process of its own, since its peak memory is the process's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from infobert_fast import InfoNCE, functional, reference
+
+WIDTH, HIDDEN = 768, 300
+SIZES = (128, 256, 512, 1024, 2048)
+LITERAL_LIMIT = 512  # at 1,024 pairs the literal form needs more than 13 GB
+
+
+def factorised(x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """What a careful PyTorch user writes: two projections, then an N x N x H broadcast left to autograd."""
+    wx, wy = w1.split((x.shape[1], y.shape[1]), dim=1)
+    scores = F.softplus(torch.relu((x @ wx.T)[None] + (y @ wy.T + b1)[:, None]) @ w2.reshape(-1) + b2)
+    n = torch.tensor(float(len(x)), dtype=x.dtype)
+    return scores.diagonal().mean() - (torch.logsumexp(scores, dim=1) - n.log()).mean()
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "literal": reference.info_nce,
+    "factorised": factorised,
+    "infobert-fast": functional.info_nce,
+}
+
+
+def operands(pairs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.manual_seed(0)
+    critic = InfoNCE(WIDTH, WIDTH, HIDDEN).to(dtype)
+    features = [torch.randn(pairs, WIDTH, dtype=dtype, requires_grad=True) for _ in range(2)]
+    return [*features, *critic.F_func.parameters()]
+
+
+def check() -> None:
+    """Refuse to time anything that is not the same function: value and all six gradients, float64."""
+    tensors = operands(33, torch.float64)
+    results = []
+    for function in IMPLEMENTATIONS.values():
+        value = function(*tensors)
+        results.append((value.detach(), *torch.autograd.grad(value, tensors)))
+    for name, result in zip(IMPLEMENTATIONS, results, strict=True):
+        for got, expected in zip(result, results[0], strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12, msg=f"{name} is not the literal form")
+
+
+def measure(name: str, pairs: int, repeats: int) -> dict[str, float]:
+    """Median seconds of a forward + backward, and the peak memory it adds to the process."""
+    tensors, function = operands(pairs), IMPLEMENTATIONS[name]
+    operands(8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function(*tensors).backward()
+        seconds.append(time.perf_counter() - start)
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return {"seconds": statistics.median(seconds), "extra_mib": peak}
+
+
+def machine() -> dict[str, str]:
+    model = platform.processor()
+    if (cpu := Path("/proc/cpuinfo")).exists():
+        model = next((li for li in cpu.read_text().splitlines() if li.startswith("model name")), model).split(": ")[-1]
+    return {
+        "device": f"{model}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        name, pairs, repeats = given.one
+        print(json.dumps(measure(name, int(pairs), int(repeats))))
+        return
+    check()
+    rows = []
+    for pairs in given.sizes:
+        for name in IMPLEMENTATIONS:
+            if name == "literal" and pairs > LITERAL_LIMIT:
+                continue
+            repeats = {"literal": 1, "factorised": 3}.get(name, 9)
+            command = [sys.executable, __file__, "--one", name, str(pairs), str(repeats)]
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows.append({"pairs": pairs, "implementation": name, **json.loads(result.stdout)})
+    table = Table(title=f"InfoNCE forward + backward, d = {WIDTH}, H = {HIDDEN}, float32, {machine()['device']}")
+    for column in ("pairs", "implementation", "ms", "extra MiB", "times faster", "times less memory"):
+        table.add_column(column, justify="left" if column == "implementation" else "right")
+    for row in rows:
+        base = next(r for r in rows if r["pairs"] == row["pairs"])
+        table.add_row(
+            f"{row['pairs']:,}",
+            row["implementation"],
+            f"{1000 * row['seconds']:,.1f}",
+            f"{row['extra_mib']:,.0f}",
+            f"{base['seconds'] / row['seconds']:,.1f}",
+            f"{base['extra_mib'] / max(row['extra_mib'], 1):,.0f}",
+        )
+    Console().print(table)
+    if given.output:
+        content = {**machine(), "width": WIDTH, "hidden": HIDDEN, "rows": rows}
+        given.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
