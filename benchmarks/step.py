@@ -1,6 +1,6 @@
 """Where one InfoBERT step's time goes: the regularisers beside a RoBERTa-base encoder.
 
-``python benchmarks/step.py`` times one pass of a step (32 x 128 tokens, version 6) on this machine in its parts: forward,
+``python benchmarks/step.py`` times one pass of a step (32 x 128 tokens, version 6) in its parts: forward,
 input gradient, anchor selection, critic and bounds (forward, and backward by themselves), the encoder's backward.
 """
 
