@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from .chunks import LONGEST, chunk_backward, chunk_forward
 from .launch import Config, config, on_device, threads_per_warp
 from .mask_sums import finish_kernel, mask_sum_kernel, segment_sum_kernel
 from .operands import centre, operand, slot_order
@@ -79,6 +80,9 @@ def pairwise_mlp_forward(
         return torch.full((p.total_i,), float("-inf"), device=a.device, dtype=dtype), None
     if chunk_size is None:
         pair_index = None
+    elif chunk_size <= LONGEST:
+        with on_device(a):
+            return chunk_forward(a, b, w2, b2, local_index, pair_index, p.total_j, chunk_size, dtype)
     keep = keep_scores and p.count * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
     tiles_i, tiles_j = triton.cdiv(p.n_i, p.config.rows), p.pad_j // p.tile_j
     splits = min(tiles_j, triton.cdiv(p.config.programs, p.count * tiles_i))
@@ -113,12 +117,22 @@ def pairwise_mlp_backward(
         # exp(u - lse) sums to one over j, so that sum G = sum grad; 0 lse carries a NaN of the forward pass
         db2 = (grad_lse + 0 * lse).sum().reshape(b2.shape).to(b2.dtype) if p.total_j else torch.zeros_like(b2)
     if p.total_i == 0 or p.total_j == 0:
-        zeros = [torch.zeros_like(x) if wanted else None for x, wanted in zip((a, b, w2), need, strict=False)]
+        zeros = [x.new_zeros(x.shape) if wanted else None for x, wanted in zip((a, b, w2), need[:3], strict=True)]
         return (*zeros, db2)
     if not (need_a or need_b or need_w):
         return None, None, None, db2
     if chunk_size is None:
         pair_index = None
+    elif chunk_size <= LONGEST:
+        with on_device(a):
+            if scores is None:
+                _, scores = chunk_forward(a, b, w2, b2, local_index, pair_index, p.total_j, chunk_size, lse.dtype)
+            da, db, dw = chunk_backward(
+                grad_lse.contiguous(), a, b, w2, scores, local_index, pair_index, p.total_j, chunk_size, need
+            )
+            da = segment_sum(da, local_index, a) if need_a and local_index is not None else da
+            db = segment_sum(db, pair_index, b) if need_b and pair_index is not None else db
+        return da, db, dw.sum(0).to(w2.dtype) if need_w else None, db2
     with on_device(a):
         local = a if local_index is None else a.index_select(0, local_index)
         global_ = b if pair_index is None else b.index_select(0, pair_index)
