@@ -12,7 +12,23 @@ modifier of the addition, where ``max`` runs at half rate.
 import triton
 import triton.language as tl
 
-UNROLL = tl.constexpr(4)
+UNROLL = tl.constexpr(2)
+
+
+@triton.jit
+def add_units(u0, u1, u2, u3, a_ptr, b_ptr, o_j, o_i, a_step, b_step, BL: tl.constexpr, PLUS: tl.constexpr):
+    """Add |A + B| of the next UNROLL hidden units to four neighbouring tiles, or subtract it."""
+    for k in tl.static_range(UNROLL):
+        b = tl.load(b_ptr + k * b_step + o_i)[:, None]
+        t0 = tl.abs(tl.load(a_ptr + k * a_step + o_j)[None, :] + b)
+        t1 = tl.abs(tl.load(a_ptr + k * a_step + o_j + BL)[None, :] + b)
+        t2 = tl.abs(tl.load(a_ptr + k * a_step + o_j + 2 * BL)[None, :] + b)
+        t3 = tl.abs(tl.load(a_ptr + k * a_step + o_j + 3 * BL)[None, :] + b)
+        if PLUS:
+            u0, u1, u2, u3 = u0 + t0, u1 + t1, u2 + t2, u3 + t3
+        else:
+            u0, u1, u2, u3 = u0 - t0, u1 - t1, u2 - t2, u3 - t3
+    return u0, u1, u2, u3
 
 
 @triton.jit
@@ -26,24 +42,25 @@ def score_tile(a_ptr, b_ptr, o_j, o_i, a_step, b_step, bounds_ptr, BI: tl.conste
     u1 = u0
     u2 = u0
     u3 = u0
-    for _ in range(0, n_plus, UNROLL):
-        for k in tl.static_range(UNROLL):
-            b = tl.load(b_ptr + k * b_step + o_i)[:, None]
-            u0 += tl.abs(tl.load(a_ptr + k * a_step + o_j)[None, :] + b)
-            u1 += tl.abs(tl.load(a_ptr + k * a_step + o_j + BL)[None, :] + b)
-            u2 += tl.abs(tl.load(a_ptr + k * a_step + o_j + 2 * BL)[None, :] + b)
-            u3 += tl.abs(tl.load(a_ptr + k * a_step + o_j + 3 * BL)[None, :] + b)
+    a_minus = a_ptr + n_plus.to(tl.int64) * a_step
+    b_minus = b_ptr + n_plus.to(tl.int64) * b_step
+    # both signs in turn: sums of one sign after the other would grow large and cancel, at the cost of digits
+    n_both = tl.minimum(n_plus, n_end - n_plus)
+    for _ in range(0, n_both, UNROLL):
+        u0, u1, u2, u3 = add_units(u0, u1, u2, u3, a_ptr, b_ptr, o_j, o_i, a_step, b_step, BL, True)
+        u0, u1, u2, u3 = add_units(u0, u1, u2, u3, a_minus, b_minus, o_j, o_i, a_step, b_step, BL, False)
         a_ptr += UNROLL * a_step
         b_ptr += UNROLL * b_step
-    for _ in range(n_plus, n_end, UNROLL):
-        for k in tl.static_range(UNROLL):
-            b = tl.load(b_ptr + k * b_step + o_i)[:, None]
-            u0 -= tl.abs(tl.load(a_ptr + k * a_step + o_j)[None, :] + b)
-            u1 -= tl.abs(tl.load(a_ptr + k * a_step + o_j + BL)[None, :] + b)
-            u2 -= tl.abs(tl.load(a_ptr + k * a_step + o_j + 2 * BL)[None, :] + b)
-            u3 -= tl.abs(tl.load(a_ptr + k * a_step + o_j + 3 * BL)[None, :] + b)
+        a_minus += UNROLL * a_step
+        b_minus += UNROLL * b_step
+    for _ in range(n_both, n_plus, UNROLL):
+        u0, u1, u2, u3 = add_units(u0, u1, u2, u3, a_ptr, b_ptr, o_j, o_i, a_step, b_step, BL, True)
         a_ptr += UNROLL * a_step
         b_ptr += UNROLL * b_step
+    for _ in range(n_both, n_end - n_plus, UNROLL):
+        u0, u1, u2, u3 = add_units(u0, u1, u2, u3, a_minus, b_minus, o_j, o_i, a_step, b_step, BL, False)
+        a_minus += UNROLL * a_step
+        b_minus += UNROLL * b_step
     return u0, u1, u2, u3
 
 
@@ -72,7 +89,8 @@ def logsumexp_kernel(
     a_ptr += i_problem * pad_j
     b_ptr += i_problem * pad_i
     alpha_ptr += i_problem * pad_j
-    u_ptr += (i_problem * pad_i + i_tile * BI) * pad_j
+    if KEEP:
+        u_ptr += (i_problem * pad_i + i_tile * BI) * pad_j
     m = tl.full([BI], float("-inf"), dtype=shift.dtype)
     s = tl.zeros([BI], dtype=shift.dtype)
     for j in range(i_split * j_per_split, tl.minimum(n_valid, (i_split + 1) * j_per_split), 4 * BL):
