@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .operands import accumulator
+
 
 @triton.jit
 def chunk_rows(index_ptr, chunk, o_c, n_c, n_pairs, HAS_INDEX: tl.constexpr):
@@ -94,7 +96,9 @@ def chunk_backward_kernel(
         dw += tl.sum((a + shift[None, :]) * ga, 0)
         if NEED_A:
             tl.store(
-                da_ptr + first * H + (o_c[:, None] * H + o_h[None, :]), ga * w[None, :], mask=(o_c < n)[:, None] & m_h[None, :]
+                da_ptr + first * H + (o_c[:, None] * H + o_h[None, :]),
+                ga * w[None, :],
+                mask=(o_c < n)[:, None] & m_h[None, :],
             )
     if NEED_B or NEED_W:
         soft_ptr += tl.num_programs(0).to(tl.int64) * C * C
@@ -108,7 +112,9 @@ def chunk_backward_kernel(
         dw += tl.sum((b - shift[None, :]) * gb, 0)
         if NEED_B:
             tl.store(
-                db_ptr + first * H + (o_c[:, None] * H + o_h[None, :]), gb * w[None, :], mask=(o_c < n)[:, None] & m_h[None, :]
+                db_ptr + first * H + (o_c[:, None] * H + o_h[None, :]),
+                gb * w[None, :],
+                mask=(o_c < n)[:, None] & m_h[None, :],
             )
     if NEED_W:
         tl.store(dw_ptr + chunk.to(tl.int64) * H + o_h, dw, mask=m_h)
@@ -118,9 +124,10 @@ LONGEST = 64
 ROWS, FORWARD_UNITS, BACKWARD_UNITS = 16, 16, 64
 
 
-def chunk_forward(a, b, w2, b2, local_index, pair_index, n_pairs, chunk_size, dtype):
+def chunk_forward(a, b, w2, b2, local_index, pair_index, n_pairs, chunk_size):
     """(lse [pairs], softmax [2, chunks, C, C]) with C the chunk size's next power of two, at least 16."""
     C, count = max(ROWS, triton.next_power_of_2(chunk_size)), triton.cdiv(n_pairs, chunk_size)
+    dtype = accumulator(a)
     lse = torch.empty((n_pairs,), device=a.device, dtype=dtype)
     soft = torch.empty((2, count, C, C), device=a.device, dtype=dtype)
     chunk_forward_kernel[(count, C // ROWS)](
@@ -137,8 +144,12 @@ def chunk_backward(grad_lse, a, b, w2, soft, local_index, pair_index, n_pairs, c
     _, count, C, _ = soft.shape
     H = a.shape[1]
 
-    da = torch.empty((n_pairs if need_a else 0, H), device=a.device, dtype=a.dtype if local_index is None else soft.dtype)
-    db = torch.empty((n_pairs if need_b else 0, H), device=b.device, dtype=b.dtype if pair_index is None else soft.dtype)
+    da = torch.empty(
+        (n_pairs if need_a else 0, H), device=a.device, dtype=a.dtype if local_index is None else soft.dtype
+    )
+    db = torch.empty(
+        (n_pairs if need_b else 0, H), device=b.device, dtype=b.dtype if pair_index is None else soft.dtype
+    )
     dw = torch.empty((count if need_w else 0, H), device=a.device, dtype=soft.dtype)
     chunk_backward_kernel[(count, triton.cdiv(H, BACKWARD_UNITS))](
         a, b, local_index, pair_index, w2, grad_lse, soft, da, db, dw, *a.stride(), *b.stride(), H, chunk_size, n_pairs,

@@ -8,6 +8,7 @@ because ``relu(t) = t 1[t > 0]``: the weight's gradient needs no pass over pairs
 the same total; centring keeps its digits.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -111,3 +112,60 @@ def segment_sum_kernel(
         x = tl.load(x_ptr + row[:, None] * H + o_h[None, :], mask=m_p[:, None] & m_h[None, :], other=0.0)
         acc += tl.sum(x, 0)
     tl.store(out_ptr + r * H + o_h, acc, mask=m_h)
+
+
+# 16 rows x 2 hidden units per thread of one warp: no spill, where 32 x 2 and 16 x 4 spill
+SUM_ROWS, SUM_UNITS, FINISH_ROWS = 16, 64, 256
+
+
+def sum_buffer(x, n_r, n_k, blocks, programs, dtype):
+    """Uninitialised sums [splits, rows of x, H]: as many splits of k as it takes to have ``programs`` programs."""
+    per_split = blocks * triton.cdiv(n_r, SUM_ROWS) * triton.cdiv(x.shape[1], SUM_UNITS)
+    splits = max(1, min(programs // per_split, n_k // 64))
+    return torch.empty((splits, *x.shape), device=x.device, dtype=dtype)
+
+
+def mask_sums(
+    out, x, y, g, n_r, n_k, total_r, total_k, problem, blocks, *, first_r, first_k, block_r, block_k, accumulate
+):
+    """Launch ``mask_sum_kernel`` over ``blocks`` problems from ``problem`` on."""
+    H = x.shape[1]
+    k_per_split = triton.cdiv(block_k, 4 * out.shape[0]) * 4
+    mask_sum_kernel[(blocks * block_r // SUM_ROWS, triton.cdiv(H, SUM_UNITS), out.shape[0])](
+        x, y, g, out, x.stride(0), x.stride(1), y.stride(0), y.stride(1), H, n_r, n_k, total_r, total_k,
+        problem, first_r, first_k, block_r, block_k, k_per_split,
+        BR=SUM_ROWS, BH=SUM_UNITS, ACCUMULATE=accumulate, num_warps=1, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def finish(sums, x, w2, shift, like, index, need_x, need_w):
+    """(gradient of ``like``, this side's part of dw2 [H]) from the sums over pairs."""
+    if sums is None:
+        return None, None
+    splits, n_rows, H = sums.shape
+    # in place where nothing is cast or added up afterwards: a program reads its rows before it writes them
+    in_place = index is None and splits == 1 and like.dtype == sums.dtype
+    dx = (
+        sums[0]
+        if in_place
+        else torch.empty((n_rows, H), device=x.device, dtype=sums.dtype if index is not None else like.dtype)
+    )
+    programs = triton.cdiv(n_rows, FINISH_ROWS)
+    dw = torch.empty((programs, H), device=x.device, dtype=sums.dtype) if need_w else sums
+    finish_kernel[(programs, triton.cdiv(H, SUM_UNITS))](
+        sums, x, w2, shift, dx, dw, x.stride(0), x.stride(1), H, n_rows, splits, FINISH_ROWS,
+        BR=16, BH=SUM_UNITS, NEED_X=need_x, NEED_W=need_w, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    if need_x and index is not None:
+        dx = segment_sum(dx, index, like)
+    return dx if need_x else None, dw.sum(0) if need_w else None
+
+
+def segment_sum(x, index, like):
+    """[rows, H] in the dtype of ``like``: row r is the sum of the rows of x whose index is r, in their order."""
+    n_rows, H = like.shape
+    ordered, order = torch.sort(index, stable=True)
+    start = torch.searchsorted(ordered, torch.arange(n_rows + 1, device=index.device, dtype=index.dtype))
+    out = torch.empty((n_rows, H), device=x.device, dtype=like.dtype)
+    segment_sum_kernel[(n_rows, triton.cdiv(H, SUM_UNITS))](x, order, start, out, H, BP=16, BH=SUM_UNITS, num_warps=1)
+    return out

@@ -29,7 +29,9 @@ def operand_kernel(
         o_s = s + tl.arange(0, BS)
         unit = tl.load(order_ptr + o_s)
         m_s = unit >= 0
-        x = tl.load(x_ptr + row[:, None] * stride_row + unit[None, :] * stride_unit, mask=m_q[:, None] & m_s[None, :], other=0.0)
+        x = tl.load(
+            x_ptr + row[:, None] * stride_row + unit[None, :] * stride_unit, mask=m_q[:, None] & m_s[None, :], other=0.0
+        )
         w = tl.abs(tl.load(w_ptr + unit, mask=m_s, other=0.0).to(dtype)) * 0.5
         x = (x.to(dtype) + tl.load(shift_ptr + unit, mask=m_s, other=0.0)[None, :]) * w[None, :]
         x = tl.where(m_q[:, None] & m_s[None, :], x, 0.0)
@@ -41,6 +43,11 @@ def operand_kernel(
 
 
 BLOCK_ROWS, BLOCK_SLOTS = 32, 32
+
+
+def accumulator(tensor):
+    """fp32, or fp64 for fp64 inputs (which only the interpreter runs at speed that nobody minds)."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def slot_order(w2):

@@ -7,7 +7,8 @@ Crossing the boundary of a registered operator costs microseconds, so eager code
 import torch
 from torch import Tensor
 
-from .pairwise_mlp import accumulator, pairwise_mlp_backward, pairwise_mlp_forward
+from .operands import accumulator
+from .pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 
 
 @torch.library.custom_op("infobert_fast::pairwise_mlp", mutates_args=())
@@ -41,7 +42,9 @@ def pairwise_mlp_gradients(
 
 @pairwise_mlp_gradients.register_fake
 def _(grad_lse, lse, a, b, w2, b2, local_index, pair_index, chunk_size, need):
-    return tuple(x.new_empty(x.shape) if wanted else a.new_empty((0,)) for x, wanted in zip((a, b, w2, b2), need, strict=True))
+    return tuple(
+        x.new_empty(x.shape) if wanted else a.new_empty((0,)) for x, wanted in zip((a, b, w2, b2), need, strict=True)
+    )
 
 
 def _setup_context(ctx, inputs, output):

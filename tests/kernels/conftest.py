@@ -10,7 +10,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 if DEVICE == "cpu":
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise pytest.UsageError("triton was imported before tests/kernels/conftest.py: set TRITON_INTERPRET=1 for this run")
+        raise pytest.UsageError(
+            "triton was imported before tests/kernels/conftest.py: set TRITON_INTERPRET=1 for this run"
+        )
     os.environ["TRITON_INTERPRET"] = "1"
 
 

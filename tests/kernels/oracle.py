@@ -29,7 +29,17 @@ def literal(a, b, w2, b2, *, local_index=None, pair_index=None, chunk_size=None)
 
 
 def make_case(
-    rows, H, *, globals_=None, pairs=None, chunk_size=None, dtype=torch.float32, device="cpu", offset=0.0, layout="plain", seed=0
+    rows,
+    H,
+    *,
+    globals_=None,
+    pairs=None,
+    chunk_size=None,
+    dtype=torch.float32,
+    device="cpu",
+    offset=0.0,
+    layout="plain",
+    seed=0,
 ):
     """Normal rows; indices with repeats where ``pairs`` is given; ``w2`` has exact zeros; ``layout`` strides or transposes a and b."""
     generator = torch.Generator().manual_seed(seed)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infobert_fast.kernels import pairwise_mlp
-from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 from oracle import make_case, values_and_gradients
+
+from infobert_fast.kernels import pairwise_mlp, rectangles
+from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 
 NAMES = ("lse", "da", "db", "dw2", "db2")
 EPS = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 2**-52}
@@ -62,10 +63,21 @@ def test_layouts(layout, chunk_size, device):
 @pytest.mark.parametrize("keep_scores", [True, False])
 @pytest.mark.parametrize(
     ("rows", "globals_", "pairs", "chunk_size"),
-    [(50, 9, None, None), (9, 50, None, None), (20, 9, 70, None), (20, 9, 70, 32), (20, 9, 70, 7), (70, 50, 140, 66), (3, 2, 5, 64)],
+    [
+        (50, 9, None, None),
+        (9, 50, None, None),
+        (20, 9, 70, None),
+        (20, 9, 70, 32),
+        (20, 9, 70, 7),
+        (70, 50, 140, 66),
+        (3, 2, 5, 64),
+    ],
 )
 def test_rectangles_and_indices(rows, globals_, pairs, chunk_size, keep_scores, device):
-    check(make_case(rows, 40, globals_=globals_, pairs=pairs, chunk_size=chunk_size, device=device), keep_scores=keep_scores)
+    check(
+        make_case(rows, 40, globals_=globals_, pairs=pairs, chunk_size=chunk_size, device=device),
+        keep_scores=keep_scores,
+    )
 
 
 def test_permuted_pairs_give_permuted_results(device):
@@ -85,7 +97,7 @@ def test_permuted_pairs_give_permuted_results(device):
 def test_weights_in_several_blocks(chunk_size, keep_scores, device, monkeypatch):
     """The backward pass of a large problem works block by block: by rows of one problem, and by groups of problems."""
     monkeypatch.setattr(pairwise_mlp, "LONGEST", 0)
-    monkeypatch.setattr(pairwise_mlp, "BLOCK_BYTES", 2 * 4 * 128 * 64)
+    monkeypatch.setattr(rectangles, "BLOCK_BYTES", 2 * 4 * 128 * 64)
     check(make_case(90, 40, chunk_size=chunk_size, device=device), keep_scores=keep_scores)
 
 
@@ -98,7 +110,11 @@ def test_wide_rows(device):
 @pytest.mark.parametrize("rows", [0, 3])
 def test_no_pairs(chunk_size, rows, device):
     case = make_case(rows, 4, globals_=3, device=device)
-    options = {"chunk_size": chunk_size, "local_index": torch.empty(0, dtype=torch.int64, device=device), "pair_index": None}
+    options = {
+        "chunk_size": chunk_size,
+        "local_index": torch.empty(0, dtype=torch.int64, device=device),
+        "pair_index": None,
+    }
     lse, scores = pairwise_mlp_forward(*case.operands, **options)
     assert torch.equal(lse, torch.full((3 if chunk_size is None else 0,), float("-inf"), device=device))
     for x, gradient in zip(
@@ -156,4 +172,6 @@ def test_only_what_is_needed(wanted, chunk_size, device):
     chunk_size=st.sampled_from([None, 1, 3, 17, 64, 65]), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_any_shape(rows, globals_, H, pairs, chunk_size, seed):
-    check(make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, seed=seed, device="cpu"), constant=3.0)
+    check(
+        make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, seed=seed, device="cpu"), constant=3.0
+    )
