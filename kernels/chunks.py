@@ -124,6 +124,11 @@ LONGEST = 64
 ROWS, FORWARD_UNITS, BACKWARD_UNITS = 16, 16, 64
 
 
+def backward_warps(C):
+    """Half as many would do the arithmetic of a 32- or 64-row tile as well, and spill."""
+    return 4 if C < 64 else 8
+
+
 def chunk_forward(a, b, w2, b2, local_index, pair_index, n_pairs, chunk_size):
     """(lse [pairs], softmax [2, chunks, C, C]) with C the chunk size's next power of two, at least 16."""
     C, count = max(ROWS, triton.next_power_of_2(chunk_size)), triton.cdiv(n_pairs, chunk_size)
@@ -133,7 +138,7 @@ def chunk_forward(a, b, w2, b2, local_index, pair_index, n_pairs, chunk_size):
     chunk_forward_kernel[(count, C // ROWS)](
         a, b, local_index, pair_index, w2, b2, lse, soft, *a.stride(), *b.stride(), a.shape[1], chunk_size, n_pairs,
         C=C, BI=ROWS, BH=FORWARD_UNITS, LOCAL=local_index is not None, PAIR=pair_index is not None,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=C // 8, enable_fp_fusion=True,
     )  # fmt: skip
     return lse, soft
 
@@ -154,6 +159,6 @@ def chunk_backward(grad_lse, a, b, w2, soft, local_index, pair_index, n_pairs, c
     chunk_backward_kernel[(count, triton.cdiv(H, BACKWARD_UNITS))](
         a, b, local_index, pair_index, w2, grad_lse, soft, da, db, dw, *a.stride(), *b.stride(), H, chunk_size, n_pairs,
         C=C, BH=BACKWARD_UNITS, LOCAL=local_index is not None, PAIR=pair_index is not None,
-        NEED_A=need_a, NEED_B=need_b, NEED_W=need_w, num_warps=4 if C < 64 else 8, enable_fp_fusion=True,
+        NEED_A=need_a, NEED_B=need_b, NEED_W=need_w, num_warps=backward_warps(C), enable_fp_fusion=True,
     )  # fmt: skip
     return da if need_a else None, db if need_b else None, dw if need_w else None
