@@ -1,7 +1,8 @@
-"""Short chunks of pairs, whole chunks in one program: the regime of the paper (52 chunks of 32), where launches are the cost.
-
-One launch forward and one backward straight from the rows of ``a`` and ``b``, gathered through the indices. The arithmetic is the literal
-``w2 . relu(a + b)``: three instructions per pair and hidden unit instead of two, but no operand to prepare.
+"""Short chunks of pairs, whole chunks in one program: the regime of the paper (52 chunks of 32), where launches are
+the cost.
+ One launch forward and one backward straight from the rows of ``a`` and ``b``, gathered through the indices. The
+arithmetic is the literal ``w2 . relu(a + b)``: three instructions per pair and hidden unit instead of two, but no
+operand to prepare.
 """
 
 import torch
@@ -26,7 +27,7 @@ def chunk_forward_kernel(
     a_row, a_unit, b_row, b_unit, H, n_c, n_pairs,
     C: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, LOCAL: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
-    """lse of BI rows of a chunk, and softmax_ij = exp(u_ij - lse_i), kept as [2, chunks, C, C]: by rows i, and by columns j."""
+    """lse of BI rows of a chunk, and softmax_ij = exp(u_ij - lse_i) as [2, chunks, C, C]: by rows and by columns."""
     chunk, o_i = tl.program_id(0), tl.program_id(1) * BI + tl.arange(0, BI)
     o_j = tl.arange(0, C)
     dtype = lse_ptr.dtype.element_ty
@@ -144,7 +145,7 @@ def chunk_forward(a, b, w2, b2, local_index, pair_index, n_pairs, chunk_size):
 
 
 def chunk_backward(grad_lse, a, b, w2, soft, local_index, pair_index, n_pairs, chunk_size, need):
-    """(da [pairs, H], db [pairs, H], dw2 [chunks, H]): one row per pair, in fp32 where an index still adds them up; None if unneeded."""
+    """(da [pairs, H], db [pairs, H], dw2 [chunks, H]), None if unneeded; fp32 where an index will add up the pairs."""
     need_a, need_b, need_w, _ = need
     _, count, C, _ = soft.shape
     H = a.shape[1]

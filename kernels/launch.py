@@ -1,4 +1,4 @@
-"""Launch configurations: one plain table per architecture, looked up at launch by the operand's device. Nothing is tuned."""
+"""Launch configurations: a plain table per architecture, looked up at launch by the operand's device, untuned."""
 
 import contextlib
 from typing import NamedTuple
@@ -23,7 +23,8 @@ class Plan(NamedTuple):
 
 WIDE = 2048
 
-# `programs`: multiprocessors x resident programs x about four waves (12 one-warp or 3 four-warp programs at 168 registers)
+# `programs`: multiprocessors x resident programs x about four waves (12 one-warp or 3 four-warp programs at 168
+# registers)
 PLANS = {
     (8, 0): Plan(Config(16, 1, 4096), Config(16, 4, 1536)),
     (8, 6): Plan(Config(16, 1, 4096), Config(16, 4, 1024)),
@@ -35,7 +36,7 @@ DEFAULT = Plan(Config(16, 1, 2048), Config(16, 4, 1024))
 
 
 def config(tensor, columns):
-    """The configuration for scores with ``columns`` columns on the tensor's device; the default elsewhere, ROCm included."""
+    """The configuration for rows of ``columns`` scores on the tensor's device; the default elsewhere, ROCm included."""
     plan = DEFAULT
     if tensor.is_cuda and torch.version.hip is None:
         plan = PLANS.get(torch.cuda.get_device_capability(tensor.device), DEFAULT)

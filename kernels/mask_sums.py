@@ -1,11 +1,11 @@
-"""Backward sums over the active hidden units: ``out[r, h] = sum_k G[k, r] 1[x_rh + y_kh > 0]``, and the gradients made of them.
+"""Backward sums over the active hidden units: ``out[r, h] = sum_k G[k, r] 1[x_rh + y_kh > 0]``, and the gradients
+made of them.
 
 With r over local rows this is ``ga``, with r over global rows ``gb``; then
 
     da = w2 ga,   db = w2 gb,   dw2_h = sum_j (a_jh - c_h) ga_jh + sum_i (b_ih + c_h) gb_ih
-
-because ``relu(t) = t 1[t > 0]``: the weight's gradient needs no pass over pairs. Any ``c`` gives the same sum, since ga and gb have
-the same total; centring keeps its digits.
+ because ``relu(t) = t 1[t > 0]``: the weight's gradient needs no pass over pairs. Any ``c`` gives the same sum, since
+ga and gb have the same total; centring keeps its digits.
 """
 
 import torch
@@ -70,7 +70,7 @@ def finish_kernel(
     x_row, x_unit, H, n_rows, n_splits, rows_per_program,
     BR: tl.constexpr, BH: tl.constexpr, NEED_X: tl.constexpr, NEED_W: tl.constexpr,
 ):  # fmt: skip
-    """dx = w2 * sums, and this program's part of dw2 = sum_r (x_r + shift) sums_r; sums [splits, rows, H] are added in order."""
+    """dx = w2 sums, and this program's part of dw2 = sum_r (x_r + shift) sums_r; sums is [splits, rows, H]."""
     o_h = tl.program_id(1) * BH + tl.arange(0, BH)
     m_h = o_h < H
     dtype = sums_ptr.dtype.element_ty
@@ -99,7 +99,7 @@ def finish_kernel(
 def segment_sum_kernel(
     x_ptr, order_ptr, start_ptr, out_ptr, H, BP: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """out[r] = sum of the rows order[start[r]:start[r + 1]] of x: repeated rows are added in the order of their pairs."""
+    """out[r] = sum of the rows order[start[r]:start[r + 1]] of x: repeated rows are added in their pairs' order."""
     r = tl.program_id(0).to(tl.int64)
     o_h = tl.program_id(1) * BH + tl.arange(0, BH)
     m_h = o_h < H

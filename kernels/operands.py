@@ -1,8 +1,8 @@
 """Operands of the score kernels: centred, scaled, sorted by the sign of ``w2``, hidden-major and padded.
-
-``relu(t) = (t + |t|) / 2`` and ``w relu(t) = sign(w) (|w| t + ||w| t|) / 2``, so with ``A = |w2| (a - c) / 2`` and
-``B = |w2| (b + c) / 2`` a score is a signed sum of ``|A + B|`` plus the signed sums ``alpha`` of A and ``beta`` of B. The shift ``c`` leaves
-``a + b`` as it is; ``c = (mean a - mean b) / 2`` keeps the digits that a common offset of the rows would cost.
+ ``relu(t) = (t + |t|) / 2`` and ``w relu(t) = sign(w) (|w| t + ||w| t|) / 2``, so with ``A = |w2| (a - c) / 2`` and
+``B = |w2| (b + c) / 2`` a score is a signed sum of ``|A + B|`` plus the signed sums ``alpha`` of A and ``beta`` of B.
+The shift ``c`` leaves ``a + b`` as it is; ``c = (mean a - mean b) / 2`` keeps the digits that a common offset of the
+rows would cost.
 """
 
 import torch
@@ -16,7 +16,7 @@ def operand_kernel(
     stride_row, stride_unit, n_pad, n_row, n_total, n_slots, out_step,
     BR: tl.constexpr, BS: tl.constexpr, HAS_INDEX: tl.constexpr,
 ):  # fmt: skip
-    """out[s, q] = |w2| (x[row(q)] + shift) / 2 at the hidden unit of slot s; sum[q] = its sum over slots, signed by w2."""
+    """out[s, q] = |w2| (x[row(q)] + shift) / 2 at the unit of slot s; sum[q] = its sum over slots, signed by w2."""
     o_q = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     o_r = o_q % n_pad
     o_p = o_q // n_pad * n_row + o_r
@@ -51,7 +51,8 @@ def accumulator(tensor):
 
 
 def slot_order(w2):
-    """(order [slots] int32, -1 in padding; bounds [2] int32): units with w2 >= 0 in slots [0, bounds[0]), the others up to bounds[1].
+    """(order [slots] int32, -1 in padding; bounds [2] int32): units with w2 >= 0 in slots [0, bounds[0]), the others
+    up to bounds[1].
 
     Both bounds are multiples of 4, the score loop's unrolling, and stay on the device: no weight visits the host.
     """
@@ -73,7 +74,7 @@ def centre(a, b, dtype):
 
 
 def operand(x, index, w2, shift, order, bounds, problems, n_row, n_total, n_pad):
-    """(hidden-major operand [slots, problems * n_pad], signed sums [problems * n_pad]); row q holds pair q's row of x, or zeros."""
+    """(hidden-major operand [slots, problems n_pad], signed sums [problems n_pad]), zero in padding."""
     out = torch.empty((order.shape[0], problems * n_pad), device=x.device, dtype=shift.dtype)
     sums = torch.empty((problems * n_pad,), device=x.device, dtype=shift.dtype)
     operand_kernel[(problems * n_pad // BLOCK_ROWS,)](

@@ -1,7 +1,7 @@
-"""The kernels as registered operators: what ``torch.compile`` sees, so that a graph with a dynamic number of pairs stays whole.
-
-Crossing the boundary of a registered operator costs microseconds, so eager code calls ``pairwise_mlp.py`` directly. The operator returns
-``lse`` alone; its backward recomputes the scores, whose shape would depend on a memory budget.
+"""The kernels as registered operators: what ``torch.compile`` sees, so that a graph with a dynamic number of pairs
+stays whole.
+ Crossing the boundary of a registered operator costs microseconds, so eager code calls ``pairwise_mlp.py`` directly.
+The operator returns ``lse`` alone; its backward recomputes the scores, whose shape would depend on a memory budget.
 """
 
 import torch
@@ -15,15 +15,24 @@ from .pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 def pairwise_mlp(
     a: Tensor, b: Tensor, w2: Tensor, b2: Tensor,
     local_index: Tensor | None = None, pair_index: Tensor | None = None, chunk_size: int | None = None,
+    precision: str = "exact",
 ) -> Tensor:  # fmt: skip
     """``lse`` of ``pairwise_mlp_forward``, differentiable in a, b, w2 and b2."""
     return pairwise_mlp_forward(
-        a, b, w2, b2, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size, keep_scores=False
+        a,
+        b,
+        w2,
+        b2,
+        local_index=local_index,
+        pair_index=pair_index,
+        chunk_size=chunk_size,
+        precision=precision,
+        keep_scores=False,
     )[0]
 
 
 @pairwise_mlp.register_fake
-def _(a, b, w2, b2, local_index=None, pair_index=None, chunk_size=None):
+def _(a, b, w2, b2, local_index=None, pair_index=None, chunk_size=None, precision="exact"):
     pairs = a.shape[0] if local_index is None else local_index.shape[0]
     return a.new_empty((b.shape[0] if chunk_size is None else pairs,), dtype=accumulator(a))
 
@@ -48,14 +57,14 @@ def _(grad_lse, lse, a, b, w2, b2, local_index, pair_index, chunk_size, need):
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.chunk_size = inputs
+    *tensors, ctx.chunk_size, _ = inputs
     ctx.save_for_backward(output, *tensors)
 
 
 def _backward(ctx, grad_lse):
     need = list(ctx.needs_input_grad[:4])
     gradients = pairwise_mlp_gradients(grad_lse, *ctx.saved_tensors, ctx.chunk_size, need)
-    return *(g if wanted else None for g, wanted in zip(gradients, need, strict=True)), None, None, None
+    return *(g if wanted else None for g, wanted in zip(gradients, need, strict=True)), None, None, None, None
 
 
 pairwise_mlp.register_autograd(_backward, setup_context=_setup_context)

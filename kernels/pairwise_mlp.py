@@ -1,11 +1,11 @@
 """Log-sum-exp of the concat-MLP critic over all pairs or over chunks of pairs, and its gradients.
 
     u_ij = w2 . relu(a_j + b_i) + b2,      lse_i = logsumexp_j u_ij                                   [nats]
-
-``a`` [M, H] holds the local rows (``Wx x``), ``b`` [B, H] the global rows (``Wy y + b1``), ``w2`` [H], ``b2`` [1]. Inputs may be fp32, bf16
-or fp16 and strided; everything is accumulated, and ``lse`` returned, in fp32 (fp64 for fp64, under the interpreter). Memory is
-O(rows H) plus a fixed budget: never rows x columns x H, and rows x columns only below that budget. No float atomics: two runs give the
-same bits. Chunks of up to ``LONGEST`` pairs take ``chunks.py``, everything else ``rectangles.py``.
+ ``a`` [M, H] holds the local rows (``Wx x``), ``b`` [B, H] the global rows (``Wy y + b1``), ``w2`` [H], ``b2`` [1].
+Inputs may be fp32, bf16 or fp16 and strided; everything is accumulated, and ``lse`` returned, in fp32 (fp64 for fp64,
+under the interpreter). Memory is O(rows H) plus a fixed budget: never rows x columns x H, and rows x columns only
+below that budget. No float atomics: two runs give the same bits. Chunks of up to ``LONGEST`` pairs take
+``chunks.py``, everything else ``rectangles.py``.
 """
 
 import torch
@@ -18,14 +18,21 @@ from .rectangles import problems_of, rectangle_backward, rectangle_forward
 
 
 def pairwise_mlp_forward(
-    a, b, w2, b2, *, local_index=None, pair_index=None, chunk_size=None, keep_scores=True
+    a, b, w2, b2, *, local_index=None, pair_index=None, chunk_size=None, precision="exact", keep_scores=True
 ):  # fmt: skip
-    """(lse, scores): log-sum-exp over local rows, and what the backward pass can use again (else None); ``scores`` is private to it.
+    """(lse, scores): log-sum-exp over local rows, and what the backward pass can use again (else None); ``scores`` is
+    private to it.
 
-    All pairs (``chunk_size`` None): ``lse`` [B], over the P pairs' local rows ``local_index`` (default: all rows of ``a`` in order);
-    ``pair_index`` is not used. Chunked: pair p is ``(a[local_index[p]], b[pair_index[p]])``, consecutive ``chunk_size`` pairs form a
-    chunk (the last may be shorter) and ``lse`` [P] runs over the pairs of p's own chunk. Over no pairs ``lse`` is -inf.
+    All pairs (``chunk_size`` None): ``lse`` [B], over the P pairs' local rows ``local_index`` (default: all rows of
+    ``a`` in order); ``pair_index`` is not used. Chunked: pair p is ``(a[local_index[p]], b[pair_index[p]])``,
+    consecutive ``chunk_size`` pairs form a chunk (the last may be shorter) and ``lse`` [P] runs over the pairs of p's
+    own chunk. Over no pairs ``lse`` is -inf.
+
+    ``precision`` "exact" is fp32 arithmetic; "fast" rounds ``a + b`` to fp16 and sums hidden units on the tensor
+    cores, over all pairs and chunks longer than ``LONGEST`` (short ones are bound by launches, not arithmetic).
     """
+    if precision not in ("exact", "fast"):
+        raise ValueError(f'precision is "exact" or "fast", got {precision!r}')
     pair_index = None if chunk_size is None else pair_index
     p = problems_of(a, b, local_index, chunk_size)
     if p.total_i == 0 or p.total_j == 0:
@@ -33,7 +40,7 @@ def pairwise_mlp_forward(
     with on_device(a):
         if chunk_size is not None and chunk_size <= LONGEST:
             return chunk_forward(a, b, w2, b2, local_index, pair_index, p.total_j, chunk_size)
-        return rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores)
+        return rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, precision)
 
 
 def pairwise_mlp_backward(
@@ -41,8 +48,9 @@ def pairwise_mlp_backward(
 ):  # fmt: skip
     """(da, db, dw2, db2) in their inputs' shapes and dtypes, None where ``need`` (a, b, w2, b2) says so.
 
-    With ``G_ij = grad_i exp(u_ij - lse_i)``: ``da_j = w2 sum_i G_ij 1[a_j + b_i > 0]``, ``db_i`` alike, ``dw2`` from the same sums and
-    ``db2 = sum G``. Rows that ``local_index`` or ``pair_index`` repeat receive the sum over their pairs, added in the pairs' order.
+    With ``G_ij = grad_i exp(u_ij - lse_i)``: ``da_j = w2 sum_i G_ij 1[a_j + b_i > 0]``, ``db_i`` alike, ``dw2`` from
+    the same sums and ``db2 = sum G``. Rows that ``local_index`` or ``pair_index`` repeat receive the sum over their
+    pairs, added in the pairs' order.
     """
     pair_index = None if chunk_size is None else pair_index
     p = problems_of(a, b, local_index, chunk_size)

@@ -1,10 +1,11 @@
-"""Whole batches and long chunks: score tiles, partial sums and a merge forward; blocks of weights and two masked sums backward."""
+"""Whole batches and long chunks: score tiles and a merge forward; blocks of weights and two masked sums backward."""
 
 from typing import NamedTuple
 
 import torch
 import triton
 
+from .fast_scores import fast_partials
 from .launch import Config, config, threads_per_warp
 from .mask_sums import finish, mask_sums, sum_buffer
 from .operands import accumulator, centre, operand, slot_order
@@ -17,7 +18,7 @@ BLOCK_BYTES = 128 * 2**20
 
 
 class Problems(NamedTuple):
-    """``count`` rectangles of n_i x n_j pairs, of total_i rows and total_j columns together (the last may be ragged)."""
+    """``count`` rectangles of n_i x n_j pairs, together total_i rows and total_j columns (the last may be ragged)."""
 
     count: int
     n_i: int
@@ -51,24 +52,31 @@ def score_operands(a, b, w2, local_index, pair_index, p):
     return A, B, alpha, beta, bounds
 
 
-def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores):
-    """(lse [rows], scores or None)."""
-    dtype = accumulator(a)
-    keep = keep_scores and p.count * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
+def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
+    """Partial (maximum, sum) [splits, rows] of the exact preset; fills ``scores`` where given."""
     tiles_i, tiles_j = triton.cdiv(p.n_i, p.config.rows), p.pad_j // p.tile_j
     splits = min(tiles_j, triton.cdiv(p.config.programs, p.count * tiles_i))
     j_per_split = triton.cdiv(tiles_j, splits) * p.tile_j
     splits = triton.cdiv(p.pad_j, j_per_split)
     A, B, alpha, beta, bounds = score_operands(a, b, w2, local_index, pair_index, p)
-    lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
-    m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=dtype)
-    scores = torch.empty((p.count, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
+    m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=accumulator(a))
     logsumexp_kernel[(p.count * tiles_i, splits)](
         A, B, alpha, beta, b2, bounds, m, s, scores,
         p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), B.stride(0), j_per_split, p.total_i,
-        BI=p.config.rows, BL=p.tile_j // 4, KEEP=keep, num_warps=p.config.warps, enable_fp_fusion=True,
+        BI=p.config.rows, BL=p.tile_j // 4, KEEP=scores is not None, num_warps=p.config.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    merge_kernel[(triton.cdiv(p.total_i, 128),)](m, s, lse, p.total_i, splits, BLOCK=128, num_warps=4)
+    return m, s
+
+
+def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, precision):
+    """(lse [rows], scores or None)."""
+    dtype = accumulator(a)
+    keep = keep_scores and p.count * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
+    scores = torch.empty((p.count, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
+    partials = fast_partials if precision == "fast" and dtype == torch.float32 else exact_partials
+    m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
+    lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
+    merge_kernel[(triton.cdiv(p.total_i, 128),)](m, s, lse, p.total_i, m.shape[0], BLOCK=128, num_warps=4)
     return lse, scores
 
 
@@ -85,7 +93,7 @@ def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_in
 
 
 def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need):
-    """ga [splits, P, H] and gb [splits, rows, H], each None where no gradient needs it, from weights G made block by block."""
+    """ga [splits, P, H] and gb [splits, rows, H] from weights G made block by block; None where not needed."""
     need_a, need_b, need_w, _ = need
     operands = (None,) * 5 if scores is not None else score_operands(a, b, w2, local_index, pair_index, p)
     A, B, alpha, beta, bounds = operands
@@ -108,7 +116,8 @@ def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, 
                 A, B, alpha, beta, b2, bounds, scores, grad_lse, lse, weights[0], weights[1],
                 p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j,
                 A.stride(0) if A is not None else 0, B.stride(0) if B is not None else 0, p.total_i, problem, i, rows,
-                BI=p.config.rows, BL=p.tile_j // 4, KEPT=scores is not None, num_warps=p.config.warps, enable_fp_fusion=True,
+                BI=p.config.rows, BL=p.tile_j // 4, KEPT=scores is not None,
+                num_warps=p.config.warps, enable_fp_fusion=True,
             )  # fmt: skip
             if sums_a is not None:
                 mask_sums(

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of every kernel for chips that are not here, and what the machine code says of it.
-
-``python tests/kernels/aot.py`` prints the table of ``benchmarks/NOTES.md``; with ``--json`` the facts that ``test_gates.py`` holds to their
-limits. It runs in a process of its own, because kernels decorated for the interpreter cannot be compiled.
+ ``python tests/kernels/aot.py`` prints the table of ``benchmarks/NOTES.md``; with ``--json`` the facts that
+``test_gates.py`` holds to their limits. It runs in a process of its own, because kernels decorated for the
+interpreter cannot be compiled.
 """
 
 import json
@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from infobert_fast.kernels import chunks, mask_sums, operands, scores
+from infobert_fast.kernels import chunks, fast_scores, mask_sums, operands, scores
 
 BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 CAPABILITIES = (80, 90, 100)
@@ -25,7 +25,8 @@ CAPABILITIES = (80, 90, 100)
 def compile_ahead(kernel, arguments, capability, num_warps):
     """Machine-code facts of ``kernel``; the one place that knows Triton's signature form.
 
-    ``arguments`` maps every parameter to a type ("*fp32", "i32", with ":16" where divisible by 16) or to a constexpr value.
+    ``arguments`` maps every parameter to a type ("*fp32", "i32", with ":16" where divisible by 16) or to a constexpr
+    value.
     """
     signature, constants, attributes = {}, {}, {}
     for position, name in enumerate(kernel.arg_names):
@@ -72,9 +73,10 @@ def innermost_loops(code):
 
 
 def instructions_per_unit(code, unit):
-    """Worst ratio of instructions to pair-units over the inner loops; ``unit`` matches the one instruction of each pair-unit.
+    """Worst ratio of instructions to pair-units over the inner loops; ``unit`` matches the one instruction of each
+    pair-unit.
 
-    Blackwell's packed instructions (FADD2, FFMA2) do two.
+    Packed instructions (FADD2 and FFMA2 of Blackwell, HFMA2) do two.
     """
     ratios = []
     for loop in innermost_loops(code):
@@ -91,7 +93,7 @@ def typed(kernel, **given):
     return defaults | given
 
 
-ABS_ADD, MASKED_ADD = r"FADD2? [^;]*\|", r"FFMA2? "
+ABS_ADD, MASKED_ADD, PACKED_RELU = r"FADD2? [^;]*\|", r"FFMA2? ", r"HFMA2\.RELU"
 
 
 def variants():
@@ -107,6 +109,17 @@ def variants():
             kernel, tile = scores.weights_kernel, {"BL": 32 * warps, "KEPT": kept}
             unit = None if kept else ABS_ADD
             yield f"weights, {warps} warps, kept={kept}", kernel, only(kernel, score | tile), warps, unit
+    for keep in (True, False):
+        half = dict.fromkeys(("a_ptr", "b_ptr", "w_ptr"), "*fp16:16")
+        sizes = {
+            "BI": fast_scores.ROWS,
+            "BJ": fast_scores.COLUMNS,
+            "BK": fast_scores.UNITS,
+            "STAGES": fast_scores.STAGES,
+        }
+        kernel, switches = fast_scores.fast_logsumexp_kernel, {"KEEP": keep, "PACKED": True, "row_step": "i32:16"}
+        arguments = only(kernel, score | half | sizes | switches)
+        yield f"fast_logsumexp, keep={keep}", kernel, arguments, fast_scores.WARPS, PACKED_RELU
     yield "merge", scores.merge_kernel, typed(scores.merge_kernel, BLOCK=128), 4, None
     segment = typed(mask_sums.segment_sum_kernel, order_ptr="*i64:16", start_ptr="*i64:16", BP=16, BH=64)
     yield "segment_sum", mask_sums.segment_sum_kernel, segment, 1, None
@@ -134,9 +147,21 @@ def variants():
             forward = typed(chunks.chunk_forward_kernel, **rows, b2_ptr=x, C=C, BI=chunks.ROWS, BH=chunks.FORWARD_UNITS)
             yield f"chunk_forward, {dtype}, {C}", chunks.chunk_forward_kernel, forward, C // 8, None
             backward = typed(
-                chunks.chunk_backward_kernel, **rows, C=C, BH=chunks.BACKWARD_UNITS, NEED_A=True, NEED_B=True, NEED_W=True
+                chunks.chunk_backward_kernel,
+                **rows,
+                C=C,
+                BH=chunks.BACKWARD_UNITS,
+                NEED_A=True,
+                NEED_B=True,
+                NEED_W=True,
             )
-            yield f"chunk_backward, {dtype}, {C}", chunks.chunk_backward_kernel, backward, chunks.backward_warps(C), None
+            yield (
+                f"chunk_backward, {dtype}, {C}",
+                chunks.chunk_backward_kernel,
+                backward,
+                chunks.backward_warps(C),
+                None,
+            )
 
 
 def only(kernel, given):
@@ -147,7 +172,8 @@ def facts(variant, capability):
     name, kernel, arguments, num_warps, unit = variant
     numbers, code = compile_ahead(kernel, arguments, capability, num_warps)
     ratio = None if unit is None else round(instructions_per_unit(code, unit), 3)
-    return {"name": name, "capability": capability, "warps": num_warps, "per_unit": ratio} | numbers
+    numbers |= {"per_unit": ratio, "tensor_cores": "HMMA" in code}
+    return {"name": name, "capability": capability} | numbers
 
 
 if __name__ == "__main__":
@@ -159,4 +185,6 @@ if __name__ == "__main__":
     else:
         print("| kernel | sm | registers | stack | shared | instructions per pair-unit |\n|---|---|---|---|---|---|")
         for row in table:
-            print("| {name} | {capability} | {registers} | {stack} | {shared} | {} |".format(row["per_unit"] or "", **row))
+            print(
+                "| {name} | {capability} | {registers} | {stack} | {shared} | {} |".format(row["per_unit"] or "", **row)
+            )

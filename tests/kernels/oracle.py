@@ -41,7 +41,7 @@ def make_case(
     layout="plain",
     seed=0,
 ):
-    """Normal rows; indices with repeats where ``pairs`` is given; ``w2`` has exact zeros; ``layout`` strides or transposes a and b."""
+    """Normal rows, ``w2`` with exact zeros, indices with repeats where ``pairs`` is given; ``layout`` of a and b."""
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(n):

@@ -21,7 +21,9 @@ def step(case, grad):
 
 
 def incoming(case):
-    return torch.ones(case.b.shape[0] if case.options["chunk_size"] is None else len(case.options["local_index"]), device="cuda")
+    return torch.ones(
+        case.b.shape[0] if case.options["chunk_size"] is None else len(case.options["local_index"]), device="cuda"
+    )
 
 
 def cuda_case(rows, globals_, pairs, chunk_size):

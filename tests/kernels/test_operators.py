@@ -10,7 +10,9 @@ OPTIONS = [(None, None), (14, None), (14, 8)]
 
 
 def arguments(pairs, chunk_size, dtype=torch.float32, device="cpu", rows=9, H=5):
-    case = make_case(rows, H, globals_=4 if pairs else None, pairs=pairs, chunk_size=chunk_size, dtype=dtype, device=device)
+    case = make_case(
+        rows, H, globals_=4 if pairs else None, pairs=pairs, chunk_size=chunk_size, dtype=dtype, device=device
+    )
     leaves = [x.requires_grad_() for x in case.operands]
     return case, (*leaves, case.options["local_index"], case.options["pair_index"], chunk_size)
 
@@ -30,7 +32,7 @@ def test_gradcheck(pairs, chunk_size, device):
     if device == "cuda":
         pytest.skip("float64 runs under the interpreter only")
     _, inputs = arguments(pairs, chunk_size, torch.float64, rows=5)
-    assert torch.autograd.gradcheck(lambda *x: pairwise_mlp(*x, *inputs[4:]), inputs[:4])
+    assert torch.autograd.gradcheck(lambda *x: pairwise_mlp(*x, *inputs[4:]), inputs[:4], fast_mode=True)
 
 
 def test_gradcheck_of_a_long_chunk(device, monkeypatch):

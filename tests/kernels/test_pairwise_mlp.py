@@ -13,8 +13,8 @@ NAMES = ("lse", "da", "db", "dw2", "db2")
 EPS = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 2**-52}
 
 
-def run(case, grad, *, keep_scores=True, need=(True,) * 4):
-    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, keep_scores=keep_scores)
+def run(case, grad, *, keep_scores=True, need=(True,) * 4, precision="exact"):
+    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, keep_scores=keep_scores, precision=precision)
     return lse, *pairwise_mlp_backward(grad, lse, *case.operands, scores=scores, **case.options, need=need)
 
 
@@ -133,13 +133,53 @@ def test_common_offset_costs_no_digits(chunk_size, device):
         assert (out - exact).abs().max() <= 4e-6 * exact.abs().max(), name
 
 
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+@pytest.mark.parametrize(
+    ("rows", "H", "globals_", "pairs", "chunk_size"),
+    [
+        (1, 1, 1, None, None),
+        (33, 40, 33, None, None),
+        (33, 301, 5, None, None),
+        (20, 33, 9, 70, None),
+        (70, 24, 50, 140, 66),
+    ],
+)
+def test_fast_preset(rows, H, globals_, pairs, chunk_size, offset, device):
+    """Independent roundings of each unit's a, b and a + b to fp16: errors of about 2^-11 times the norm of w2."""
+    case = make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, offset=offset, device=device)
+    truth, grad = values_and_gradients(case, torch.float64)
+    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, precision="fast")
+    assert torch.equal(
+        lse, pairwise_mlp_forward(*case.operands, **case.options, precision="fast", keep_scores=False)[0]
+    )
+    assert (lse - truth[0]).abs().max() <= 2**-9 * case.w2.norm()
+    for kept in (scores, None):
+        gradients = pairwise_mlp_backward(grad, lse, *case.operands, scores=kept, **case.options)
+        for name, out, exact in zip(NAMES[1:], gradients, truth[1:], strict=True):
+            assert (out - exact).abs().max() <= 3e-3 * exact.abs().max(), name
+
+
+def test_fast_preset_outside_the_range_of_fp16(device):
+    case = make_case(33, 24, device=device)
+    large = case._replace(a=case.a * 1e6, b=case.b * 1e6, w2=case.w2 * 1e-6)
+    small, _ = pairwise_mlp_forward(*case.operands, **case.options, precision="fast")
+    lse, _ = pairwise_mlp_forward(*large.operands, **large.options, precision="fast")
+    assert (lse - small).abs().max() <= 1e-3
+
+
+def test_unknown_precision(device):
+    with pytest.raises(ValueError, match="precision"):
+        pairwise_mlp_forward(*make_case(2, 2, device=device).operands, precision="half")
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize("chunk_size", [None, 8])
-def test_not_finite_in_nan_out(bad, side, chunk_size, device):
+def test_not_finite_in_nan_out(bad, side, chunk_size, precision, device):
     case = make_case(20, 24, chunk_size=chunk_size, device=device)
     getattr(case, side)[9, 5] = bad
-    lse, *gradients = run(case, torch.ones(20, device=device))
+    lse, *gradients = run(case, torch.ones(20, device=device), precision=precision)
     row = slice(8, 16) if side == "a" and chunk_size else slice(None) if side == "a" else 9
     assert lse[row].isnan().all()
     assert gradients[2].isnan().any()
