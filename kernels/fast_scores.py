@@ -32,7 +32,7 @@ def fast_logsumexp_kernel(
     BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
     KEEP: tl.constexpr, PACKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Partial (running maximum, sum of exponentials) of BI rows over a range of columns; operands fp16 [., row_step]."""
+    """Partial (running maximum, sum of exponentials) of BI rows over a range of columns; operands are fp16 rows."""
     tiles = tl.cdiv(n_i, BI)
     i_tile, i_split, i_problem = tl.program_id(0) % tiles, tl.program_id(1), (tl.program_id(0) // tiles).to(tl.int64)
     n_valid = tl.minimum(n_j, n_total - i_problem * n_j).to(tl.int32)

@@ -167,5 +167,7 @@ def segment_sum(x, index, like):
     ordered, order = torch.sort(index, stable=True)
     start = torch.searchsorted(ordered, torch.arange(n_rows + 1, device=index.device, dtype=index.dtype))
     out = torch.empty((n_rows, H), device=x.device, dtype=like.dtype)
-    segment_sum_kernel[(n_rows, triton.cdiv(H, SUM_UNITS))](x, order, start, out, H, BP=16, BH=SUM_UNITS, num_warps=1)
+    segment_sum_kernel[(n_rows, triton.cdiv(H, SUM_UNITS))](
+        x, order, start, out, H, BP=16, BH=SUM_UNITS, num_warps=1, enable_fp_fusion=True
+    )
     return out

@@ -14,7 +14,7 @@ from .scores import logsumexp_kernel, merge_kernel, weights_kernel
 # below this many bytes the forward pass keeps the scores for the backward pass, which then saves their recomputation
 KEEP_BYTES = 64 * 2**20
 # the backward pass handles this many bytes of weights G at a time (kept in both orders)
-BLOCK_BYTES = 128 * 2**20
+BLOCK_BYTES = 256 * 2**20
 
 
 class Problems(NamedTuple):
@@ -76,7 +76,9 @@ def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, pre
     partials = fast_partials if precision == "fast" and dtype == torch.float32 else exact_partials
     m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
     lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
-    merge_kernel[(triton.cdiv(p.total_i, 128),)](m, s, lse, p.total_i, m.shape[0], BLOCK=128, num_warps=4)
+    merge_kernel[(triton.cdiv(p.total_i, 128),)](
+        m, s, lse, p.total_i, m.shape[0], BLOCK=128, num_warps=4, enable_fp_fusion=True
+    )
     return lse, scores
 
 
