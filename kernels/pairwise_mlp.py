@@ -55,8 +55,10 @@ def pairwise_mlp_backward(
     pair_index = None if chunk_size is None else pair_index
     p = problems_of(a, b, local_index, chunk_size)
     need_a, need_b, need_w, need_b2 = need
-    # exp(u - lse) sums to one over j, so that sum G = sum grad; 0 lse carries a NaN of the forward pass
-    db2 = (grad_lse + 0 * lse if p.total_j else 0 * grad_lse).sum().reshape(b2.shape).to(b2.dtype) if need_b2 else None
+    db2 = None
+    if need_b2:
+        # exp(u - lse) sums to one over j, so that sum G = sum grad; 0 lse carries a NaN of the forward pass
+        db2 = ((grad_lse + 0 * lse).sum() if p.total_j else lse.new_zeros(())).reshape(b2.shape).to(b2.dtype)
     if p.total_i == 0 or p.total_j == 0:
         return *(x.new_zeros(x.shape) if wanted else None for x, wanted in zip((a, b, w2), need[:3], strict=True)), db2
     if not (need_a or need_b or need_w):

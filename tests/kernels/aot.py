@@ -22,8 +22,8 @@ BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin"
 CAPABILITIES = (80, 90, 100)
 
 
-def compile_ahead(kernel, arguments, capability, num_warps):
-    """Machine-code facts of ``kernel``; the one place that knows Triton's signature form.
+def compile_ahead(kernel, arguments, capability, num_warps, disassemble):
+    """(facts, machine code if ``disassemble``) of ``kernel``; the one place that knows Triton's signature form.
 
     ``arguments`` maps every parameter to a type ("*fp32", "i32", with ":16" where divisible by 16) or to a constexpr
     value.
@@ -44,11 +44,14 @@ def compile_ahead(kernel, arguments, capability, num_warps):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        usage, code = run_tool("cuobjdump", "-res-usage", cubin.name), run_tool("nvdisasm", "-c", cubin.name)
+        usage = run_tool("cuobjdump", "-res-usage", cubin.name)
+        # half a second each: only where loops are counted
+        code = run_tool("nvdisasm", "-c", cubin.name) if disassemble else None
     return {
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": compiled.metadata.shared,
+        "tensor_cores": "mma.sync" in compiled.asm["ptx"],
     }, code
 
 
@@ -170,10 +173,9 @@ def only(kernel, given):
 
 def facts(variant, capability):
     name, kernel, arguments, num_warps, unit = variant
-    numbers, code = compile_ahead(kernel, arguments, capability, num_warps)
+    numbers, code = compile_ahead(kernel, arguments, capability, num_warps, unit is not None)
     ratio = None if unit is None else round(instructions_per_unit(code, unit), 3)
-    numbers |= {"per_unit": ratio, "tensor_cores": "HMMA" in code}
-    return {"name": name, "capability": capability} | numbers
+    return {"name": name, "capability": capability, "per_unit": ratio} | numbers
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ SCORE_CEILING, SUM_CEILING = 2.45, 2.7
 # half an instruction for the packed relu, an eighth for the product, the rest is loads and addresses
 FAST_CEILING = 0.95
 SHARED_BYTES = 48 * 1024
-# three programs of four warps on a multiprocessor of Hopper. Triton 3.6 needs more for one kernel, and three of its kernels
-# spill up to 16 bytes outside their loops to reach the next step of occupancy
+# Three programs of four warps on a multiprocessor of Hopper. Triton 3.6 needs more for one kernel, and with it three
+# kernels spill up to 16 bytes outside their loops, to reach the next step of occupancy.
 OLD = tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 9)
 REGISTERS, SPILL_BYTES = (192, 16) if OLD else (168, 0)
 
