@@ -1,6 +1,7 @@
 """Short chunks of pairs, whole chunks in one program: the regime of the paper (52 chunks of 32), where launches are
 the cost.
- One launch forward and one backward straight from the rows of ``a`` and ``b``, gathered through the indices. The
+
+One launch forward and one backward straight from the rows of ``a`` and ``b``, gathered through the indices. The
 arithmetic is the literal ``w2 . relu(a + b)``: three instructions per pair and hidden unit instead of two, but no
 operand to prepare.
 """

@@ -1,5 +1,6 @@
 """The fast preset's scores: hidden units in packed fp16, their weighted sum on the tensor cores, accumulated in fp32.
- ``relu(a + b)`` of two hidden units is one ``fma.rn.relu.f16x2``; the sum over units is a product with two columns of
+
+``relu(a + b)`` of two hidden units is one ``fma.rn.relu.f16x2``; the sum over units is a product with two columns of
 fp16, ``w2`` and its rounding remainder, so that the weights keep close to fp32's digits and only ``a``, ``b`` and
 their sum are rounded to fp16. Rows are centred as in ``operands.py`` and scaled by a power of two, which ``relu``
 lets through: no overflow, no rounding error of its own.

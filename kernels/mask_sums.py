@@ -4,7 +4,8 @@ made of them.
 With r over local rows this is ``ga``, with r over global rows ``gb``; then
 
     da = w2 ga,   db = w2 gb,   dw2_h = sum_j (a_jh - c_h) ga_jh + sum_i (b_ih + c_h) gb_ih
- because ``relu(t) = t 1[t > 0]``: the weight's gradient needs no pass over pairs. Any ``c`` gives the same sum, since
+
+because ``relu(t) = t 1[t > 0]``: the weight's gradient needs no pass over pairs. Any ``c`` gives the same sum, since
 ga and gb have the same total; centring keeps its digits.
 """
 

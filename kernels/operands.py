@@ -1,5 +1,6 @@
 """Operands of the score kernels: centred, scaled, sorted by the sign of ``w2``, hidden-major and padded.
- ``relu(t) = (t + |t|) / 2`` and ``w relu(t) = sign(w) (|w| t + ||w| t|) / 2``, so with ``A = |w2| (a - c) / 2`` and
+
+``relu(t) = (t + |t|) / 2`` and ``w relu(t) = sign(w) (|w| t + ||w| t|) / 2``, so with ``A = |w2| (a - c) / 2`` and
 ``B = |w2| (b + c) / 2`` a score is a signed sum of ``|A + B|`` plus the signed sums ``alpha`` of A and ``beta`` of B.
 The shift ``c`` leaves ``a + b`` as it is; ``c = (mean a - mean b) / 2`` keeps the digits that a common offset of the
 rows would cost.

@@ -1,6 +1,7 @@
 """The kernels as registered operators: what ``torch.compile`` sees, so that a graph with a dynamic number of pairs
 stays whole.
- Crossing the boundary of a registered operator costs microseconds, so eager code calls ``pairwise_mlp.py`` directly.
+
+Crossing the boundary of a registered operator costs microseconds, so eager code calls ``pairwise_mlp.py`` directly.
 The operator returns ``lse`` alone; its backward recomputes the scores, whose shape would depend on a memory budget.
 """
 

@@ -1,7 +1,8 @@
 """Log-sum-exp of the concat-MLP critic over all pairs or over chunks of pairs, and its gradients.
 
     u_ij = w2 . relu(a_j + b_i) + b2,      lse_i = logsumexp_j u_ij                                   [nats]
- ``a`` [M, H] holds the local rows (``Wx x``), ``b`` [B, H] the global rows (``Wy y + b1``), ``w2`` [H], ``b2`` [1].
+
+``a`` [M, H] holds the local rows (``Wx x``), ``b`` [B, H] the global rows (``Wy y + b1``), ``w2`` [H], ``b2`` [1].
 Inputs may be fp32, bf16 or fp16 and strided; everything is accumulated, and ``lse`` returned, in fp32 (fp64 for fp64,
 under the interpreter). Memory is O(rows H) plus a fixed budget: never rows x columns x H, and rows x columns only
 below that budget. No float atomics: two runs give the same bits. Chunks of up to ``LONGEST`` pairs take

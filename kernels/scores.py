@@ -3,7 +3,8 @@
 A *problem* is a rectangle of ``n_i`` global rows by ``n_j`` local rows: the whole batch, or one chunk. Its score is
 
     u_ij = w2 . relu(a_j + b_i) + b2 = alpha_j + beta_i + b2 + sum_+ |A_hj + B_hi| - sum_- |A_hj + B_hi|
- with ``A = |w2| (a - c) / 2``, ``B = |w2| (b + c) / 2``, hidden units sorted by the sign of ``w2`` and ``alpha``,
+
+with ``A = |w2| (a - c) / 2``, ``B = |w2| (b + c) / 2``, hidden units sorted by the sign of ``w2`` and ``alpha``,
 ``beta`` the signed sums of A and B (see ``operands.py``). A pair then costs two full-rate additions per hidden unit,
 because |.| is a free operand modifier of the addition, where ``max`` runs at half rate.
 """

@@ -1,5 +1,6 @@
 """Ahead-of-time compilation of every kernel for chips that are not here, and what the machine code says of it.
- ``python tests/kernels/aot.py`` prints the table of ``benchmarks/NOTES.md``; with ``--json`` the facts that
+
+``python tests/kernels/aot.py`` prints the table of ``benchmarks/NOTES.md``; with ``--json`` the facts that
 ``test_gates.py`` holds to their limits. It runs in a process of its own, because kernels decorated for the
 interpreter cannot be compiled.
 """
