@@ -1,0 +1,134 @@
+"""Whole batches and long chunks: score tiles and a merge forward; blocks of weights and two masked sums backward."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from .fast_scores import fast_partials
+from .launch import Config, config, threads_per_warp
+from .mask_sums import finish, mask_sums, sum_buffer
+from .operands import accumulator, centre, operand, slot_order
+from .scores import logsumexp_kernel, merge_kernel, weights_kernel
+
+# below this many bytes the forward pass keeps the scores for the backward pass, which then saves their recomputation
+KEEP_BYTES = 64 * 2**20
+# the backward pass handles this many bytes of weights G at a time (kept in both orders)
+BLOCK_BYTES = 256 * 2**20
+
+
+class Problems(NamedTuple):
+    """``count`` rectangles of n_i x n_j pairs, together total_i rows and total_j columns (the last may be ragged)."""
+
+    count: int
+    n_i: int
+    n_j: int
+    total_i: int
+    total_j: int
+    pad_i: int
+    pad_j: int
+    tile_j: int
+    config: Config
+
+
+def problems_of(a, b, local_index, chunk_size):
+    pairs = a.shape[0] if local_index is None else local_index.shape[0]
+    if chunk_size is None:
+        count, n_i, n_j, total_i = 1, b.shape[0], pairs, b.shape[0]
+    else:
+        count, n_i, n_j, total_i = triton.cdiv(pairs, chunk_size), min(chunk_size, pairs), min(chunk_size, pairs), pairs
+    choice = config(a, n_j)
+    tile_j = 4 * threads_per_warp(a) * choice.warps
+    pad_i, pad_j = triton.cdiv(n_i, 32) * 32, triton.cdiv(n_j, tile_j) * tile_j
+    return Problems(count, n_i, n_j, total_i, pairs, pad_i, pad_j, tile_j, choice)
+
+
+def score_operands(a, b, w2, local_index, pair_index, p):
+    """Arguments that every score kernel starts with, and the row steps of its two operands."""
+    shift = centre(a, b, accumulator(a))
+    order, bounds = slot_order(w2)
+    A, alpha = operand(a, local_index, w2, -shift, order, bounds, p.count, p.n_j, p.total_j, p.pad_j)
+    B, beta = operand(b, pair_index, w2, shift, order, bounds, p.count, p.n_i, p.total_i, p.pad_i)
+    return A, B, alpha, beta, bounds
+
+
+def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
+    """Partial (maximum, sum) [splits, rows] of the exact preset; fills ``scores`` where given."""
+    tiles_i, tiles_j = triton.cdiv(p.n_i, p.config.rows), p.pad_j // p.tile_j
+    splits = min(tiles_j, triton.cdiv(p.config.programs, p.count * tiles_i))
+    j_per_split = triton.cdiv(tiles_j, splits) * p.tile_j
+    splits = triton.cdiv(p.pad_j, j_per_split)
+    A, B, alpha, beta, bounds = score_operands(a, b, w2, local_index, pair_index, p)
+    m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=accumulator(a))
+    logsumexp_kernel[(p.count * tiles_i, splits)](
+        A, B, alpha, beta, b2, bounds, m, s, scores,
+        p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), B.stride(0), j_per_split, p.total_i,
+        BI=p.config.rows, BL=p.tile_j // 4, KEEP=scores is not None, num_warps=p.config.warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    return m, s
+
+
+def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, precision):
+    """(lse [rows], scores or None)."""
+    dtype = accumulator(a)
+    keep = keep_scores and p.count * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
+    scores = torch.empty((p.count, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
+    partials = fast_partials if precision == "fast" and dtype == torch.float32 else exact_partials
+    m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
+    lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
+    merge_kernel[(triton.cdiv(p.total_i, 128),)](
+        m, s, lse, p.total_i, m.shape[0], BLOCK=128, num_warps=4, enable_fp_fusion=True
+    )
+    return lse, scores
+
+
+def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_index, p, need):
+    """(da, db, dw2), None where not needed."""
+    need_a, need_b, need_w, _ = need
+    local = a if local_index is None else a.index_select(0, local_index)
+    global_ = b if pair_index is None else b.index_select(0, pair_index)
+    sums_a, sums_b = pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need)
+    shift = centre(a, b, lse.dtype)
+    da, dw_a = finish(sums_a, local, w2, -shift, a, local_index, need_a, need_w)
+    db, dw_b = finish(sums_b, global_, w2, shift, b, pair_index, need_b, need_w)
+    return da, db, (dw_a + dw_b).to(w2.dtype) if need_w else None
+
+
+def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need):
+    """ga [splits, P, H] and gb [splits, rows, H] from weights G made block by block; None where not needed."""
+    need_a, need_b, need_w, _ = need
+    operands = (None,) * 5 if scores is not None else score_operands(a, b, w2, local_index, pair_index, p)
+    A, B, alpha, beta, bounds = operands
+    # whole problems where one fits the budget, else some rows of one problem
+    row_bytes = 2 * p.pad_j * lse.dtype.itemsize
+    block_i = min(p.pad_i, max(BLOCK_BYTES // row_bytes // 32, 1) * 32)
+    block_problems = min(p.count, max(BLOCK_BYTES // (row_bytes * p.pad_i), 1))
+    weights = torch.empty((2, block_problems * block_i * p.pad_j), device=a.device, dtype=lse.dtype)
+    sums_a = (
+        sum_buffer(local, p.n_j, block_i, block_problems, p.config.programs, lse.dtype) if need_a or need_w else None
+    )
+    sums_b = (
+        sum_buffer(global_, block_i, p.n_j, block_problems, p.config.programs, lse.dtype) if need_b or need_w else None
+    )
+    for problem in range(0, p.count, block_problems):
+        blocks = min(block_problems, p.count - problem)
+        for i in range(0, p.pad_i, block_i):
+            rows = min(block_i, p.pad_i - i)
+            weights_kernel[(blocks * rows // p.config.rows, p.pad_j // p.tile_j)](
+                A, B, alpha, beta, b2, bounds, scores, grad_lse, lse, weights[0], weights[1],
+                p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j,
+                A.stride(0) if A is not None else 0, B.stride(0) if B is not None else 0, p.total_i, problem, i, rows,
+                BI=p.config.rows, BL=p.tile_j // 4, KEPT=scores is not None,
+                num_warps=p.config.warps, enable_fp_fusion=True,
+            )  # fmt: skip
+            if sums_a is not None:
+                mask_sums(
+                    sums_a, local, global_, weights[0], p.n_j, p.n_i, p.total_j, p.total_i, problem, blocks,
+                    first_r=0, first_k=i, block_r=p.pad_j, block_k=rows, accumulate=i > 0,
+                )  # fmt: skip
+            if sums_b is not None:
+                mask_sums(
+                    sums_b, global_, local, weights[1], p.n_i, p.n_j, p.total_i, p.total_j, problem, blocks,
+                    first_r=i, first_k=0, block_r=rows, block_k=p.pad_j, accumulate=False,
+                )  # fmt: skip
+    return sums_a, sums_b

@@ -1,0 +1,217 @@
+"""Values and gradients of the critic kernels against the literal form in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import make_case, values_and_gradients
+
+from infobert_fast.kernels import pairwise_mlp, rectangles
+from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
+
+NAMES = ("lse", "da", "db", "dw2", "db2")
+EPS = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float64: 2**-52}
+
+
+def run(case, grad, *, keep_scores=True, need=(True,) * 4, precision="exact"):
+    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, keep_scores=keep_scores, precision=precision)
+    return lse, *pairwise_mlp_backward(grad, lse, *case.operands, scores=scores, **case.options, need=need)
+
+
+def check(case, *, keep_scores=True, constant=2.0):
+    """The kernels' error never exceeds that of plain PyTorch in the same dtype by more than a small constant."""
+    dtype = case.a.dtype
+    truth, grad = values_and_gradients(case, torch.float64)
+    plain, _ = values_and_gradients(case, dtype, grad)
+    ours = run(case, grad.float() if dtype != torch.float64 else grad.double(), keep_scores=keep_scores)
+    for name, out, exact, eager in zip(NAMES, ours, truth, plain, strict=True):
+        assert out.shape == exact.shape, name
+        assert out.dtype == (torch.promote_types(dtype, torch.float32) if name == "lse" else dtype), name
+        error, budget = (out.double() - exact).abs(), (eager.double() - exact).abs().max()
+        scale = exact.abs().max()
+        # in float64 the plain form is the truth itself
+        rounding = (64 if dtype == torch.float64 else 4) * EPS[dtype]
+        assert error.max() <= constant * budget + rounding * scale, (name, error.max(), budget, scale)
+
+
+@pytest.mark.parametrize("N", [1, 2, 15, 16, 31, 32, 33, 100, 257])
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 32])
+def test_sizes(N, chunk_size, device):
+    check(make_case(N, 40, chunk_size=chunk_size, device=device))
+
+
+@pytest.mark.parametrize("H", [1, 300, 301])
+@pytest.mark.parametrize(("N", "chunk_size"), [(1, None), (2, None), (33, None), (15, 7), (33, 32), (2, 1), (100, 32)])
+def test_hidden_sizes(N, H, chunk_size, device):
+    check(make_case(N, H, chunk_size=chunk_size, device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("chunk_size", [None, 32])
+def test_dtypes(dtype, chunk_size, device):
+    if dtype == torch.float64 and device == "cuda":
+        pytest.skip("float64 runs under the interpreter only")
+    check(make_case(33, 40, pairs=45, chunk_size=chunk_size, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("layout", ["strided", "transposed"])
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_layouts(layout, chunk_size, device):
+    check(make_case(33, 41, chunk_size=chunk_size, layout=layout, device=device))
+
+
+@pytest.mark.parametrize("keep_scores", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "globals_", "pairs", "chunk_size"),
+    [
+        (50, 9, None, None),
+        (9, 50, None, None),
+        (20, 9, 70, None),
+        (20, 9, 70, 32),
+        (20, 9, 70, 7),
+        (70, 50, 140, 66),
+        (3, 2, 5, 64),
+    ],
+)
+def test_rectangles_and_indices(rows, globals_, pairs, chunk_size, keep_scores, device):
+    check(
+        make_case(rows, 40, globals_=globals_, pairs=pairs, chunk_size=chunk_size, device=device),
+        keep_scores=keep_scores,
+    )
+
+
+def test_permuted_pairs_give_permuted_results(device):
+    case = make_case(40, 24, chunk_size=16, device=device)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).to(device)
+    moved = case._replace(a=case.a[order], b=case.b[order])
+    indexed = case._replace(options=case.options | {"local_index": order, "pair_index": order})
+    grad = torch.linspace(-1, 1, 40, device=device)
+    for name, there, here in zip(NAMES, run(moved, grad), run(indexed, grad), strict=True):
+        if name in ("da", "db"):
+            here = here[order]
+        assert torch.equal(there, here), name
+
+
+@pytest.mark.parametrize("keep_scores", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 20])
+def test_weights_in_several_blocks(chunk_size, keep_scores, device, monkeypatch):
+    """The backward pass of a large problem works block by block: by rows of one problem, and by groups of problems."""
+    monkeypatch.setattr(pairwise_mlp, "LONGEST", 0)
+    monkeypatch.setattr(rectangles, "BLOCK_BYTES", 2 * 4 * 128 * 64)
+    check(make_case(90, 40, chunk_size=chunk_size, device=device), keep_scores=keep_scores)
+
+
+def test_wide_rows(device):
+    """More columns than one tile of the four-warp configuration."""
+    check(make_case(2100, 3, globals_=5, device=device))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7, 66])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_no_pairs(chunk_size, rows, device):
+    case = make_case(rows, 4, globals_=3, device=device)
+    options = {
+        "chunk_size": chunk_size,
+        "local_index": torch.empty(0, dtype=torch.int64, device=device),
+        "pair_index": None,
+    }
+    lse, scores = pairwise_mlp_forward(*case.operands, **options)
+    assert torch.equal(lse, torch.full((3 if chunk_size is None else 0,), float("-inf"), device=device))
+    for x, gradient in zip(
+        case.operands, pairwise_mlp_backward(lse, lse, *case.operands, scores=scores, **options), strict=True
+    ):
+        assert torch.equal(gradient, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 32])
+def test_common_offset_costs_no_digits(chunk_size, device):
+    """Local rows at +50, global rows at -50: the sums a + b are ordinary, and so must the errors be."""
+    case = make_case(33, 40, offset=50.0, chunk_size=chunk_size, device=device)
+    truth, grad = values_and_gradients(case, torch.float64)
+    ours = run(case, grad.float())
+    for name, out, exact in zip(NAMES, ours, truth, strict=True):
+        assert (out - exact).abs().max() <= 4e-6 * exact.abs().max(), name
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+@pytest.mark.parametrize(
+    ("rows", "H", "globals_", "pairs", "chunk_size"),
+    [
+        (1, 1, 1, None, None),
+        (33, 40, 33, None, None),
+        (33, 301, 5, None, None),
+        (20, 33, 9, 70, None),
+        (70, 24, 50, 140, 66),
+    ],
+)
+def test_fast_preset(rows, H, globals_, pairs, chunk_size, offset, device):
+    """Independent roundings of each unit's a, b and a + b to fp16: errors of about 2^-11 times the norm of w2."""
+    case = make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, offset=offset, device=device)
+    truth, grad = values_and_gradients(case, torch.float64)
+    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, precision="fast")
+    assert torch.equal(
+        lse, pairwise_mlp_forward(*case.operands, **case.options, precision="fast", keep_scores=False)[0]
+    )
+    assert (lse - truth[0]).abs().max() <= 2**-9 * case.w2.norm()
+    for kept in (scores, None):
+        gradients = pairwise_mlp_backward(grad, lse, *case.operands, scores=kept, **case.options)
+        for name, out, exact in zip(NAMES[1:], gradients, truth[1:], strict=True):
+            assert (out - exact).abs().max() <= 3e-3 * exact.abs().max(), name
+
+
+def test_fast_preset_outside_the_range_of_fp16(device):
+    case = make_case(33, 24, device=device)
+    large = case._replace(a=case.a * 1e6, b=case.b * 1e6, w2=case.w2 * 1e-6)
+    small, _ = pairwise_mlp_forward(*case.operands, **case.options, precision="fast")
+    lse, _ = pairwise_mlp_forward(*large.operands, **large.options, precision="fast")
+    assert (lse - small).abs().max() <= 1e-3
+
+
+def test_unknown_precision(device):
+    with pytest.raises(ValueError, match="precision"):
+        pairwise_mlp_forward(*make_case(2, 2, device=device).operands, precision="half")
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("chunk_size", [None, 8])
+def test_not_finite_in_nan_out(bad, side, chunk_size, precision, device):
+    case = make_case(20, 24, chunk_size=chunk_size, device=device)
+    getattr(case, side)[9, 5] = bad
+    lse, *gradients = run(case, torch.ones(20, device=device), precision=precision)
+    row = slice(8, 16) if side == "a" and chunk_size else slice(None) if side == "a" else 9
+    assert lse[row].isnan().all()
+    assert gradients[2].isnan().any()
+    assert gradients[3].isnan().all()
+    assert all(gradient.isnan().any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7, 32])
+def test_two_runs_give_the_same_bits(chunk_size, device):
+    case = make_case(33, 40, pairs=60, chunk_size=chunk_size, device=device)
+    grad = torch.randn(33 if chunk_size is None else 60, generator=torch.Generator().manual_seed(2)).to(device)
+    for name, first, second in zip(NAMES, run(case, grad), run(case, grad), strict=True):
+        assert torch.equal(first, second), name
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8])
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_what_is_needed(wanted, chunk_size, device):
+    case = make_case(20, 24, pairs=30, chunk_size=chunk_size, device=device)
+    grad = torch.ones(20 if chunk_size is None else 30, device=device)
+    full = run(case, grad)[1:]
+    alone = run(case, grad, need=tuple(k == wanted for k in range(4)))[1:]
+    assert torch.equal(alone[wanted], full[wanted])
+    assert all(gradient is None for k, gradient in enumerate(alone) if k != wanted)
+
+
+@settings(max_examples=15, deadline=None, database=None, derandomize=True)
+@given(
+    rows=st.integers(1, 40), globals_=st.integers(1, 40), H=st.integers(1, 24), pairs=st.integers(1, 90),
+    chunk_size=st.sampled_from([None, 1, 3, 17, 64, 65]), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_any_shape(rows, globals_, H, pairs, chunk_size, seed):
+    check(
+        make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, seed=seed, device="cpu"), constant=3.0
+    )
