@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import checks, reference
-from infobert_fast.functional import streaming
+from infobert_fast.functional import fused, streaming
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation, choose
 
 __all__ = ["PRECISIONS", "Precision", "info_nce", "pairwise_mlp_logsumexp"]
@@ -160,12 +160,15 @@ def pairwise_mlp_logsumexp(
     pairs, others = _count_pairs(a, b, local_index, pair_index, chunk_size, ("a", "b"), validate)
     if chunk_size is not None and pairs != others:
         raise ValueError(f"`a` gives {pairs} pairs and `b` {others}; chunks need one of each: pass `pair_index`")
-    if choose(implementation, a, kernel=False) == "reference":
+    chosen = choose(implementation, a, kernel=True)
+    if chosen == "reference":
         return reference.pairwise_mlp_logsumexp(
             a, b, w2, b2, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size
         )
 
     with torch.autocast(a.device.type, enabled=False):
+        if chosen == "triton":
+            return fused.pairwise_mlp_logsumexp(a, b, w2, b2, local_index, pair_index, chunk_size, precision)
         a_pairs = _gather(a, local_index)
         if chunk_size is None:
             return streaming.pairwise_mlp_logsumexp(a_pairs.unsqueeze(0), b.unsqueeze(0), w2, b2).squeeze(0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from infobert_fast import checks
@@ -25,8 +27,10 @@ def choose(implementation: Implementation, tensor: Tensor, *, kernel: bool) -> I
         reason = "this function has no Triton kernel"
     elif importlib.util.find_spec("triton") is None:
         reason = "Triton is not installed"
-    elif tensor.device.type != "cuda":
+    elif tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         reason = f"the tensors are on {tensor.device}"
+    elif implementation == "auto" and (tensor.device.type != "cuda" or tensor.dtype == torch.float64):
+        reason = "the interpreter, and float64 on a GPU, are for those who ask"
     if implementation == "triton" and reason is not None:
         raise ValueError(f"`implementation` was 'triton', but {reason}; use 'torch' (any device), or 'auto' to choose")
     return "torch" if reason is not None else "triton"
