@@ -18,6 +18,8 @@ TRAIN = [
     "safetensors>=0.5",
     "pyyaml>=6.0",
     "rich>=13.0",
+    "tokenizers>=0.20",
+    "tqdm>=4.66",
 ]
 
 PLOT = ["matplotlib>=3.8"]
