@@ -36,6 +36,7 @@ DEV = [
     "setuptools>=77",
     "tensorboard>=2.17",
     "types-PyYAML>=6.0",
+    "types-tqdm>=4.66",
 ]
 
 setup(
