@@ -39,7 +39,7 @@ class WithLengths:
             )
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
         checks.attention_mask(batch["attention_mask"], tuple(batch["input_ids"].shape[:2]))
-        batch["lengths"] = batch["attention_mask"].sum(dim=1).tolist()
+        batch["lengths"] = batch["attention_mask"].to(torch.int64).sum(dim=1).tolist()
         return batch
 
 
