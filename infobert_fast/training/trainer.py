@@ -206,5 +206,5 @@ def _prepare(model: nn.Module, args: InfoBertArguments) -> nn.Module:
     """Check that the model can be perturbed, and give it its critic: that of its checkpoint where it has one."""
     word_embeddings_of(model)
     if args.version in AFR_VERSIONS:
-        load_critic(attach_critic(model, args.critic_hidden_dim), model.name_or_path)
+        attach_critic(model, args.critic_hidden_dim)
     return model
