@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from infobert_fast import checks
+from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, AnchoredFeature, bottleneck_for
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import attach_critic, load_critic
@@ -20,6 +22,8 @@ from infobert_fast.training.step import Objective, Pass, infobert_step, step_see
 from infobert_fast.training.terms import TermLog
 
 __all__ = ["InfoBertTrainer", "WithLengths"]
+
+LEARNED_BOUND = "learned_bound.pt"  # versions 0 and 1, in a checkpoint beside optimizer.pt
 
 
 class WithLengths:
@@ -94,7 +98,7 @@ class InfoBertTrainer(Trainer):
             average=args.world_size > 1,
         )
         if self._bottleneck is not None:
-            self._bottleneck.to(args.device)
+            self._bottleneck.to(args.device, word_embeddings_of(self.model).weight.dtype)
             if args.world_size > 1:
                 for parameter in self._bottleneck.parameters():
                     torch.distributed.broadcast(parameter.data, src=0)
@@ -107,6 +111,31 @@ class InfoBertTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         return _prepare(super().call_model_init(trial), self.args)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As the Trainer's, with our words for a critic that does not fit."""
+        if self._anchored is not None:
+            load_critic(self.model.mi_estimator, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the Trainer's; the learned bound, which no engine holds, and its optimiser beside them."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._club is not None and self.args.should_save:
+            state = {"club": self._club.state_dict(), "optimizer": self._club.optimizer.state_dict()}
+            torch.save(state, Path(output_dir, LEARNED_BOUND))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._club is not None and checkpoint is not None and Path(checkpoint, LEARNED_BOUND).is_file():
+            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location=self.args.device, weights_only=True)
+            self._club.load_state_dict(state["club"])
+            self._club.optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def _club(self) -> CLUB | None:
+        """The learned bound of versions 0 and 1."""
+        return None if self._bottleneck is None else self._bottleneck.club
 
     def _refuse_unsupported_engines(self) -> None:
         if self.is_fsdp_enabled:
