@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, convert_to_fp32
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -153,8 +154,9 @@ class InfoBertTrainer(Trainer):
         for half in ("bf16", "fp16"):
             if config.is_true(f"{half}.enabled"):
                 raise ValueError(
-                    f"the DeepSpeed configuration enables `{half}`, whose weights round a perturbation away: "
-                    f'use {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} and leave `{half}` unset'
+                    f"`{half}` is enabled, in the arguments or the DeepSpeed configuration; its half-precision weights "
+                    f'round a perturbation away: set {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} in '
+                    f"the configuration and leave `{half}` unset in both"
                 )
 
     def training_step(
@@ -171,13 +173,19 @@ class InfoBertTrainer(Trainer):
             self._checked = True
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
-        # hooks. DistributedDataParallel needs its forward to know that a backward is coming.
-        target = bare if deepspeed else model
+        # hooks, and not the engine's autocast either. DistributedDataParallel needs its forward to know that a backward
+        # is coming.
+        target, autocast = model, contextlib.nullcontext
+        if deepspeed:
+            target = bare
+            if model.torch_autocast_enabled():
+                autocast = functools.partial(torch.autocast, self.args.device.type, model.torch_autocast_dtype())
 
         def forward(embeddings: Tensor) -> Pass:
             batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
-            loss, outputs = self.compute_loss(target, batch, return_outputs=True)
-            return Pass(loss, outputs.hidden_states[0], outputs.hidden_states[-1])
+            with autocast():
+                loss, outputs = self.compute_loss(target, batch, return_outputs=True)
+            return Pass(loss, *convert_to_fp32((outputs.hidden_states[0], outputs.hidden_states[-1])))
 
         def backward(loss: Tensor, last: bool) -> None:
             if not deepspeed:
