@@ -48,8 +48,7 @@ class InformationBottleneck(nn.Module):
     Args:
         kind: as above. sampling: ``"exact"`` averages over every partner, ``"sampled"`` draws one a row (the
         reference). hidden_size, max_length: for the learned kinds, whose network ``club`` has its own optimiser and
-            must not be given to another.
-        average: let the learned kinds average their likelihood gradient over all
+            must not be given to another. average: let the learned kinds average their likelihood gradient over all
             ranks.
     """
 
@@ -121,7 +120,7 @@ class AnchoredFeature(nn.Module):
     Args:
         cl, ch: the anchor window.
         negatives: ``"chunk"`` shuffles the batch's pairs with a fixed permutation and contrasts within consecutive
-            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all pairs of the batch.
+            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all of the batch's.
         seed: of the permutation, which depends on the number of pairs alone.
     """
 
