@@ -120,7 +120,7 @@ class AnchoredFeature(nn.Module):
     Args:
         cl, ch: the anchor window.
         negatives: ``"chunk"`` shuffles the batch's pairs with a fixed permutation and contrasts within consecutive
-            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all of the batch.
+            chunks of the batch size, as the reference does; ``"batch"`` contrasts each pair with all of the batch's.
         seed: of the permutation, which depends on the number of pairs alone.
     """
 
@@ -151,8 +151,10 @@ class AnchoredFeature(nn.Module):
         anchors = functional.anchor_indices(grad, attention_mask, self.cl, self.ch, lengths=lengths, validate=False)
         pairs = anchors.shape[0]
         if pairs == 0:
-            # A rank whose graph lacks the critic would leave the others waiting for its gradient.
-            return sum((parameter.sum() * 0 for parameter in critic.parameters()), start=sentence.sum() * 0)
+            # A rank whose graph lacks the critic would leave the others waiting for its gradient, and DeepSpeed adds
+            # gradients up in the order of their arrival: zero times one pair's bound is the graph of every other rank.
+            first = anchors.new_zeros(1)
+            return 0 * critic(embedded.flatten(0, 1), sentence, local_index=first, pair_index=first, chunk_size=1)
         chunk_size = None
         if self.negatives == "chunk":
             anchors = anchors[_shuffle(pairs, self.seed, anchors.device)]

@@ -89,10 +89,11 @@ class InfoBertArguments(TrainingArguments):
         checks.choice("ib_sampling", self.ib_sampling, ("exact", "sampled"))
         AnchoredFeature(self.cl, self.ch, self.negatives)
         self.adversary()
-        if self.ddp_find_unused_parameters and self.version in AFR_VERSIONS:
+        # None lets the Trainer choose, and it chooses True.
+        if self.ddp_find_unused_parameters is not False and self.version in AFR_VERSIONS:
             raise ValueError(
-                f"`ddp_find_unused_parameters` was True with `version` {self.version}; DistributedDataParallel would "
-                f"take the critic for unused: leave it False"
+                f"`ddp_find_unused_parameters` was {self.ddp_find_unused_parameters} with `version` {self.version}; "
+                f"DistributedDataParallel would take the critic for unused: leave it False"
             )
         checkpointing = self.gradient_checkpointing_kwargs  # a dict by now: TrainingArguments has parsed it
         if self.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):

@@ -17,13 +17,28 @@ CRITIC = "mi_estimator"
 
 
 def attach_critic(model: PreTrainedModel, hidden_dim: int = 300) -> InfoNCE:
-    """Give the model a critic for its hidden size, or return the one it has."""
+    """Give the model a critic for its hidden size, filled from the local folder the model was loaded from where that
+    holds one; or return the critic the model has.
+
+    Raises:
+        ValueError: where the model or its folder has a critic of another width.
+    """
     critic = getattr(model, CRITIC, None)
-    if critic is None:
-        width = model.config.hidden_size
-        reference = next(model.parameters())
-        critic = InfoNCE(width, width, hidden_dim).to(device=reference.device, dtype=reference.dtype)
-        model.add_module(CRITIC, critic)
+    if critic is not None:
+        width = critic.F_func[0].out_features
+        if width != hidden_dim:
+            raise ValueError(
+                f"`critic_hidden_dim` was {hidden_dim}; the model's critic is {width} wide: set it to {width}, or "
+                f"delete the model's `{CRITIC}`"
+            )
+        return critic
+    width = model.config.hidden_size
+    reference = next(model.parameters())
+    critic = InfoNCE(width, width, hidden_dim).to(device=reference.device, dtype=reference.dtype)
+    # A model built from a configuration has no name: no folder, and not the working directory either.
+    if name := getattr(model, "name_or_path", ""):
+        load_critic(critic, name)
+    model.add_module(CRITIC, critic)
     return critic
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, convert_to_fp32
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from infobert_fast import checks
+from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import attach_critic, load_critic
@@ -20,6 +23,8 @@ from infobert_fast.training.step import Objective, Pass, infobert_step, step_see
 from infobert_fast.training.terms import TermLog
 
 __all__ = ["InfoBertTrainer", "WithLengths"]
+
+LEARNED_BOUND = "learned_bound.pt"  # versions 0 and 1, in a checkpoint beside optimizer.pt
 
 
 class WithLengths:
@@ -39,7 +44,7 @@ class WithLengths:
             )
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
         checks.attention_mask(batch["attention_mask"], tuple(batch["input_ids"].shape[:2]))
-        batch["lengths"] = batch["attention_mask"].sum(dim=1).tolist()
+        batch["lengths"] = batch["attention_mask"].to(torch.int64).sum(dim=1).tolist()
         return batch
 
 
@@ -98,7 +103,7 @@ class InfoBertTrainer(Trainer):
                 hidden_size=self.model.config.hidden_size,
                 max_length=args.ib_max_length,
                 average=args.world_size > 1,
-            ).to(args.device)
+            ).to(args.device, next(word_embeddings_of(self.model).parameters()).dtype)
             if args.world_size > 1:
                 for parameter in self._bottleneck.parameters():
                     torch.distributed.broadcast(parameter.data, src=0)
@@ -111,6 +116,31 @@ class InfoBertTrainer(Trainer):
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return _prepare(cast(PreTrainedModel, super().call_model_init(trial)), self.args)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As the Trainer's, with our words for a critic that does not fit."""
+        if self._anchored is not None:
+            load_critic(attach_critic(self.model, self.args.critic_hidden_dim), resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the Trainer's; the learned bound, which no engine holds, and its optimiser beside them."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._club is not None and self.args.should_save:
+            state = {"club": self._club.state_dict(), "optimizer": self._club.optimizer.state_dict()}
+            torch.save(state, Path(output_dir, LEARNED_BOUND))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._club is not None and checkpoint is not None and Path(checkpoint, LEARNED_BOUND).is_file():
+            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location=self.args.device, weights_only=True)
+            self._club.load_state_dict(state["club"])
+            self._club.optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def _club(self) -> CLUB | None:
+        """The learned bound of versions 0 and 1."""
+        return None if self._bottleneck is None else self._bottleneck.club
 
     def _refuse_unsupported_engines(self) -> None:
         if self.is_fsdp_enabled:
@@ -128,8 +158,9 @@ class InfoBertTrainer(Trainer):
         for half in ("bf16", "fp16"):
             if config.is_true(f"{half}.enabled"):
                 raise ValueError(
-                    f"the DeepSpeed configuration enables `{half}`, whose weights round a perturbation away: "
-                    f'use {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} and leave `{half}` unset'
+                    f"`{half}` is enabled, in the arguments or the DeepSpeed configuration; its half-precision weights "
+                    f'round a perturbation away: set {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} in '
+                    f"the configuration and leave `{half}` unset in both"
                 )
 
     def training_step(
@@ -146,13 +177,18 @@ class InfoBertTrainer(Trainer):
             self._checked = True
         engine = cast(Any, model) if self.accelerator.distributed_type == DistributedType.DEEPSPEED else None
         # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
-        # hooks. DistributedDataParallel needs its forward to know that a backward is coming.
-        target = bare if engine is not None else model
+        # hooks, and not the engine's autocast either. DistributedDataParallel needs its forward to know that a backward
+        # is coming.
+        target = model if engine is None else bare
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        if engine is not None and engine.torch_autocast_enabled():
+            autocast = functools.partial(torch.autocast, self.args.device.type, engine.torch_autocast_dtype())
 
         def forward(embeddings: Tensor) -> Pass:
             batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
-            loss, outputs = self.compute_loss(target, batch, return_outputs=True)
-            return Pass(loss, outputs.hidden_states[0], outputs.hidden_states[-1])
+            with autocast():
+                loss, outputs = self.compute_loss(target, batch, return_outputs=True)
+            return Pass(loss, *convert_to_fp32((outputs.hidden_states[0], outputs.hidden_states[-1])))
 
         def backward(loss: Tensor, last: bool) -> None:
             if engine is None:
@@ -210,5 +246,5 @@ def _prepare(model: PreTrainedModel, args: InfoBertArguments) -> PreTrainedModel
     """Check that the model can be perturbed, and give it its critic: that of its checkpoint where it has one."""
     word_embeddings_of(model)
     if args.version in AFR_VERSIONS:
-        load_critic(attach_critic(model, args.critic_hidden_dim), model.name_or_path or "")
+        attach_critic(model, args.critic_hidden_dim)
     return model

@@ -1,0 +1,391 @@
+"""One backward a pass gives the gradients of the literal two, with dropout on."""
+
+import contextlib
+import copy
+import itertools
+
+import pytest
+import torch
+
+from infobert_fast import checks, functional
+from infobert_fast.adversary import FreeLB
+from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
+from infobert_fast.training.step import Objective, infobert_step, step_seed
+
+PUBLISHED = {
+    "version": 6,
+    "alpha": 0.3,
+    "beta": 0.05,
+    "cl": 0.3,
+    "ch": 0.9,
+    "adv_steps": 3,
+    "adv_lr": 0.3,
+    "adv_init_mag": 0.5,
+    "adv_max_norm": 0.0,
+    "norm_type": "l2",
+    "negatives": "chunk",
+    "ib_sampling": "exact",
+}
+SEED = 1234
+
+
+@pytest.fixture
+def objective():
+    """The objective of settings under their published names."""
+
+    def make(settings, critic=None, club=None, longest=24):
+        adversary = FreeLB(
+            settings["adv_lr"],
+            settings["adv_init_mag"],
+            settings["adv_max_norm"],
+            settings["adv_steps"],
+            settings["norm_type"],
+        )
+        bottleneck = None
+        if (kind := VERSIONS[settings["version"]]) is not None:
+            bottleneck = InformationBottleneck(kind, settings["ib_sampling"], hidden_size=32, max_length=longest)
+        if club is not None:
+            bottleneck.club = club
+        anchored = None
+        if settings["version"] in AFR_VERSIONS:
+            anchored = AnchoredFeature(settings["cl"], settings["ch"], settings["negatives"])
+        return Objective(adversary, bottleneck, anchored, critic, beta=settings["beta"], alpha=settings["alpha"])
+
+    return make
+
+
+@pytest.fixture
+def run_step(plain_forward):
+    """``infobert_step`` on one micro-batch, as a script without a trainer would call it."""
+
+    def run(model, batch, objective, *, seed=SEED, scale=1.0, lengths=None, **changes):
+        arguments = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "lengths": batch["attention_mask"].sum(1).tolist() if lengths is None else lengths,
+            "word_embeddings": model.get_input_embeddings(),
+            "forward": plain_forward(model, batch),
+            "backward": lambda loss, last: loss.backward(),
+            "seed": seed,
+            "scale": scale,
+        }
+        return infobert_step(objective, **{**arguments, **changes})
+
+    return run
+
+
+@pytest.fixture
+def compare(make_model, make_examples, pad, make_critic, make_club, literal_step, run_step, objective, gradients):
+    """Gradients of the step and of its literal twin over the micro-batches of one optimisation step."""
+
+    def run(family="bert", accumulation=1, attention="sdpa", partners=None, batch_size=4, lengths=None, **changes):
+        settings = {**PUBLISHED, **changes}
+        model = make_model(family, dtype=torch.float64, attention=attention)
+        critic = make_critic(model) if settings["version"] in AFR_VERSIONS else None
+        club = make_club(settings["version"])
+        twin, twin_club = copy.deepcopy(model), copy.deepcopy(club)
+        if club is not None:  # a copied optimiser keeps the parameters of the original
+            twin_club.optimizer = torch.optim.Adam(twin_club.parameters(), lr=1e-3)
+        batches = [pad(make_examples(batch_size, seed=m, lengths=lengths)) for m in range(accumulation)]
+        seeds = [step_seed(42, 0, 0, m) for m in range(accumulation)]
+
+        target = objective(settings, critic, club)
+        torch.manual_seed(99)
+        measured = [
+            run_step(model, batch, target, seed=seed, scale=1 / accumulation)
+            for batch, seed in zip(batches, seeds, strict=True)
+        ]
+        torch.manual_seed(99)
+        expected = []
+        for batch, seed in zip(batches, seeds, strict=True):
+            embeddings = twin.get_input_embeddings()(batch["input_ids"])
+            delta = functional.freelb_init(
+                embeddings,
+                batch["attention_mask"],
+                settings["adv_init_mag"],
+                settings["norm_type"],
+                torch.Generator().manual_seed(seed),
+            )
+            drawn = None if partners is None else partners(batch["attention_mask"], seed, settings["adv_steps"])
+            expected.append(
+                literal_step(
+                    twin,
+                    batch,
+                    delta,
+                    settings,
+                    critic=getattr(twin, "mi_estimator", None),
+                    club=twin_club,
+                    partners=drawn,
+                    scale=1 / accumulation,
+                )
+            )
+        if club is not None:
+            for ours, literal in zip(club.parameters(), twin_club.parameters(), strict=True):
+                torch.testing.assert_close(ours, literal, atol=1e-9, rtol=0)
+        return gradients(model), gradients(twin), measured, expected
+
+    return run
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(("norm_type", "adv_max_norm"), itertools.product(["l2", "linf"], [0.0, 0.4]))
+@pytest.mark.parametrize("adv_steps", [1, 2, 3])
+@pytest.mark.parametrize("version", range(-1, 7))
+def test_one_backward_is_the_literal_two(
+    compare, assert_close, version, adv_steps, norm_type, adv_max_norm, accumulation
+):
+    actual, expected, measured, literal = compare(
+        version=version,
+        adv_steps=adv_steps,
+        norm_type=norm_type,
+        adv_max_norm=adv_max_norm,
+        accumulation=accumulation,
+    )
+    assert_close(actual, expected, 1e-9)
+    for terms, numbers in zip(measured, literal, strict=True):
+        for name in terms.keys() - {"loss"}:
+            assert terms[name].item() == pytest.approx(numbers[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("version", [4, 5, 6])
+def test_one_backward_with_all_pairs_of_the_batch(compare, assert_close, version):
+    actual, expected, *_ = compare(version=version, negatives="batch")
+    assert_close(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
+def test_one_backward_in_other_encoders(compare, assert_close, family, attention):
+    actual, expected, *_ = compare(family, attention=attention, accumulation=2)
+    assert_close(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("adv_steps", [1, 3])
+@pytest.mark.parametrize("version", [3, 6])
+def test_one_backward_with_sampled_partners(compare, assert_close, compact_partners, version, adv_steps):
+    actual, expected, *_ = compare(
+        version=version, adv_steps=adv_steps, ib_sampling="sampled", partners=compact_partners
+    )
+    assert_close(actual, expected, 1e-9)
+
+
+def test_one_backward_without_any_perturbation(compare, assert_close):
+    """Standard fine-tuning: one pass, no random start; anchors still need a gradient with respect to delta."""
+    actual, expected, *_ = compare(adv_steps=1, adv_init_mag=0.0)
+    assert_close(actual, expected, 1e-9)
+
+
+def test_sentences_too_short_for_anchors(compare, assert_close):
+    """One token a sentence and the window (0.5, 0.9): no anchor in the batch, and the critic's gradient is zero."""
+    actual, expected, measured, _ = compare(lengths=[1, 1, 1], batch_size=3, cl=0.5, ch=0.9)
+    assert_close(actual, expected, 1e-9)
+    assert measured[0]["afr_lower_bound"] == 0
+    assert not any(value.any() for name, value in actual.items() if name.startswith("mi_estimator"))
+
+
+def test_empty_window_keeps_the_critic_in_the_graph(make_model, make_examples, pad, make_critic, run_step, objective):
+    """DistributedDataParallel waits for every parameter's gradient: zeros, not None."""
+    model = make_model()
+    critic = make_critic(model)
+    run_step(model, pad(make_examples(lengths=[1, 1])), objective({**PUBLISHED, "cl": 0.5, "ch": 0.9}, critic))
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in critic.parameters())
+
+
+def test_both_regularisers_move_the_encoder(compare):
+    """The comparison above would also hold if a term were lost on both sides: each changes every layer's gradient."""
+    per_version = {version: compare(version=version, adv_steps=1)[0] for version in (-1, 2, 3, 4, 5, 6)}
+    for version, other in [(2, -1), (3, -1), (4, -1), (5, 2), (6, 3), (5, 4), (6, 4)]:
+        name = "bert.embeddings.word_embeddings.weight"
+        difference = (per_version[version][name] - per_version[other][name]).abs().max()
+        assert difference > 1e-5, (version, other)
+
+
+def test_reported_loss_is_the_sum_of_its_terms(make_model, make_examples, pad, make_critic, run_step, objective):
+    model = make_model(dtype=torch.float64)
+    terms = run_step(model, pad(make_examples(4)), objective(PUBLISHED, make_critic(model)), scale=0.25)
+    assert terms.keys() == {"loss", "task_loss", "ib_upper_bound", "afr_lower_bound"}
+    assert not any(term.requires_grad for term in terms.values())
+    total = terms["task_loss"] + 0.05 * terms["ib_upper_bound"] - 0.3 * terms["afr_lower_bound"]
+    assert terms["loss"].item() == pytest.approx(0.25 * total.item(), rel=1e-6)
+
+
+def test_backward_is_called_once_a_pass_and_reduction_deferred_but_in_the_last(
+    make_model, make_examples, pad, make_critic, run_step, objective
+):
+    model = make_model()
+    calls, deferred = [], []
+
+    @contextlib.contextmanager
+    def defer():
+        deferred.append(True)
+        yield
+        deferred.append(False)
+
+    def backward(loss, last):
+        calls.append((last, bool(deferred) and deferred[-1]))
+        loss.backward()
+
+    run_step(
+        model,
+        pad(make_examples(4)),
+        objective(PUBLISHED, make_critic(model)),
+        backward=backward,
+        defer_reduction=defer,
+    )
+    assert calls == [(False, True), (False, True), (True, False)]
+
+
+@pytest.mark.parametrize("version", [-1, 3])
+def test_no_extra_input_gradient_without_anchors(
+    monkeypatch, make_model, make_examples, pad, run_step, objective, count_calls, version
+):
+    """FreeLB's ascent takes delta's gradient from the backward that is needed anyway."""
+    calls = count_calls(monkeypatch, torch.autograd, "grad")
+    run_step(make_model(), pad(make_examples(4)), objective({**PUBLISHED, "version": version}))
+    assert not calls
+
+
+def test_gradient_scaling_does_not_change_the_gradients(
+    make_model, make_examples, pad, make_critic, run_step, objective, gradients, assert_close
+):
+    """A float16 scaler multiplies the loss that g is taken from; its size cancels in ranking and ascent."""
+    found = []
+    for factor in (1.0, 65536.0):
+        model = make_model(dtype=torch.float64)
+        torch.manual_seed(5)
+        run_step(
+            model,
+            pad(make_examples(4)),
+            objective(PUBLISHED, make_critic(model)),
+            scale_gradient=lambda loss, factor=factor: loss * factor,
+        )
+        found.append(gradients(model))
+    assert_close(found[1], found[0], 1e-12)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_dropout_repeats_within_a_step_and_not_between_steps(
+    make_model, make_examples, pad, make_critic, run_step, objective, plain_forward, family, attention
+):
+    """With an adversary that never moves, K passes are K identical passes, or dropout differed."""
+    model = make_model(family, attention=attention, dropout=0.3)
+    batch = pad(make_examples(4))
+    still = objective({**PUBLISHED, "adv_lr": 0.0, "adv_init_mag": 0.0}, make_critic(model))
+    forward, seen = plain_forward(model, batch), []
+
+    def watched(embeddings):
+        out = forward(embeddings)
+        seen.append((out.task_loss.detach(), out.last_hidden.detach()))
+        return out
+
+    for _ in range(2):
+        run_step(model, batch, still, forward=watched)
+    for step in (seen[:3], seen[3:]):
+        for loss, hidden in step:
+            assert torch.equal(loss, step[0][0])
+            assert torch.equal(hidden, step[0][1])
+    assert not torch.equal(seen[0][1], seen[3][1])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_dropout_masks_repeat_under_a_moving_adversary(
+    make_model, make_examples, pad, make_critic, run_step, objective, attention
+):
+    """The masks themselves, read where a Dropout module turned entries to zero."""
+    model = make_model(attention=attention, dropout=0.3)
+    masks = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.register_forward_hook(lambda module, args, out: masks.append((out == 0) & (args[0] != 0)))
+    batch, moving = pad(make_examples(4)), objective(PUBLISHED, make_critic(model))
+    for _ in range(2):
+        run_step(model, batch, moving)
+    each = len(masks) // 6
+    assert each >= 6
+    passes = [masks[k * each : (k + 1) * each] for k in range(6)]
+    for step in (passes[:3], passes[3:]):
+        for k in (1, 2):
+            assert all(torch.equal(a, b) for a, b in zip(step[0], step[k], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(passes[0], passes[3], strict=True))
+
+
+def test_the_step_draws_its_perturbation_from_its_own_seed(
+    make_model, make_examples, pad, make_critic, run_step, objective
+):
+    """The default generator only feeds dropout: a step advances it as far as one forward does."""
+    model = make_model()
+    batch = pad(make_examples(4))
+    torch.manual_seed(1)
+    model(**batch)
+    after_forward = torch.get_rng_state()
+    for sampling in ("exact", "sampled"):
+        torch.manual_seed(1)
+        run_step(model, batch, objective({**PUBLISHED, "ib_sampling": sampling}, make_critic(model)))
+        assert torch.equal(torch.get_rng_state(), after_forward)
+
+
+def test_step_seed_is_a_function_of_the_place():
+    places = list(itertools.product([1, 2], [0, 1], [0, 1, 2], [0, 1]))
+    seeds = [step_seed(*place) for place in places]
+    assert len(set(seeds)) == len(places)
+    assert seeds == [step_seed(*place) for place in places]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+READERS = ["item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero"]
+
+
+@pytest.mark.parametrize("negatives", ["chunk", "batch"])
+@pytest.mark.parametrize("sampling", ["exact", "sampled"])
+@pytest.mark.parametrize("version", [2, 3, 4, 5, 6])
+def test_no_value_is_read_on_the_host(
+    monkeypatch,
+    make_model,
+    make_examples,
+    pad,
+    make_critic,
+    run_step,
+    objective,
+    plain_forward,
+    version,
+    sampling,
+    negatives,
+):
+    """On a device each of these would wait for it. Value checks are off, as they are there; the encoder's own forward
+    may read (transformers looks for padding in the mask under SDPA).
+    """
+    model = make_model()
+    batch = pad(make_examples(4))
+    lengths = batch["attention_mask"].sum(1).tolist()
+    target = objective(
+        {**PUBLISHED, "version": version, "ib_sampling": sampling, "negatives": negatives}, make_critic(model)
+    )
+    run_step(model, batch, target)
+    forward, in_encoder = plain_forward(model, batch), False
+
+    def encoder(embeddings):
+        nonlocal in_encoder
+        in_encoder = True
+        out = forward(embeddings)
+        in_encoder = False
+        return out
+
+    def guarded(owner, name):
+        original = getattr(owner, name)
+
+        def reader(*args, **kwargs):
+            assert in_encoder, f"{name} was called within a step"
+            return original(*args, **kwargs)
+
+        return reader
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "values_readable", lambda tensor, validate: False)
+        for name in READERS:
+            patch.setattr(torch.Tensor, name, guarded(torch.Tensor, name))
+        patch.setattr(torch, "nonzero", guarded(torch, "nonzero"))
+        patch.setattr(torch, "masked_select", guarded(torch, "masked_select"))
+        run_step(model, batch, target, lengths=lengths, forward=encoder)
+        with pytest.raises(AssertionError, match="item was called"):  # the guard itself works
+            torch.ones(()).item()
