@@ -68,10 +68,10 @@ def mask_sum_kernel(
 @triton.jit
 def finish_kernel(
     sums_ptr, x_ptr, w_ptr, shift_ptr, dx_ptr, dw_ptr,
-    x_row, x_unit, H, n_rows, n_splits, rows_per_program,
+    x_row, x_unit, H, n_rows, rows_per_program,
     BR: tl.constexpr, BH: tl.constexpr, NEED_X: tl.constexpr, NEED_W: tl.constexpr,
 ):  # fmt: skip
-    """dx = w2 sums, and this program's part of dw2 = sum_r (x_r + shift) sums_r; sums is [splits, rows, H]."""
+    """dx = w2 sums, and this program's part of dw2 = sum_r (x_r + shift) sums_r; sums is [rows, H]."""
     o_h = tl.program_id(1) * BH + tl.arange(0, BH)
     m_h = o_h < H
     dtype = sums_ptr.dtype.element_ty
@@ -85,8 +85,6 @@ def finish_kernel(
         m = m_r[:, None] & m_h[None, :]
         o_sum = o_r[:, None] * H + o_h[None, :]
         total = tl.load(sums_ptr + o_sum, mask=m, other=0.0)
-        for k in range(1, n_splits):
-            total += tl.load(sums_ptr + k * n_rows * H + o_sum, mask=m, other=0.0)
         if NEED_W:
             x = tl.load(x_ptr + o_r[:, None] * x_row + o_h[None, :] * x_unit, mask=m, other=0.0).to(dtype)
             dw += tl.sum(tl.where(m, (x + shift[None, :]) * total, 0.0), 0)
@@ -143,18 +141,15 @@ def finish(sums, x, w2, shift, like, index, need_x, need_w):
     """(gradient of ``like``, this side's part of dw2 [H]) from the sums over pairs."""
     if sums is None:
         return None, None
-    splits, n_rows, H = sums.shape
-    # in place where nothing is cast or added up afterwards: a program reads its rows before it writes them
-    in_place = index is None and splits == 1 and like.dtype == sums.dtype
-    dx = (
-        sums[0]
-        if in_place
-        else torch.empty((n_rows, H), device=x.device, dtype=sums.dtype if index is not None else like.dtype)
-    )
+    sums = sums[0] if sums.shape[0] == 1 else sums.sum(0)
+    n_rows, H = sums.shape
+    # in place where nothing is cast: a program reads its rows before it writes them
+    dtype = like.dtype if index is None else sums.dtype
+    dx = sums if dtype == sums.dtype else torch.empty((n_rows, H), device=x.device, dtype=dtype)
     programs = triton.cdiv(n_rows, FINISH_ROWS)
     dw = torch.empty((programs, H), device=x.device, dtype=sums.dtype) if need_w else sums
     finish_kernel[(programs, triton.cdiv(H, SUM_UNITS))](
-        sums, x, w2, shift, dx, dw, x.stride(0), x.stride(1), H, n_rows, splits, FINISH_ROWS,
+        sums, x, w2, shift, dx, dw, x.stride(0), x.stride(1), H, n_rows, FINISH_ROWS,
         BR=16, BH=SUM_UNITS, NEED_X=need_x, NEED_W=need_w, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     if need_x and index is not None:

@@ -76,8 +76,8 @@ def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, pre
     partials = fast_partials if precision == "fast" and dtype == torch.float32 else exact_partials
     m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
     lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
-    merge_kernel[(triton.cdiv(p.total_i, 128),)](
-        m, s, lse, p.total_i, m.shape[0], BLOCK=128, num_warps=4, enable_fp_fusion=True
+    merge_kernel[(triton.cdiv(p.total_i, 32),)](
+        m, s, lse, p.total_i, m.shape[0], BR=32, BK=32, num_warps=4, enable_fp_fusion=True
     )
     return lse, scores
 

@@ -112,16 +112,20 @@ def logsumexp_kernel(
 
 
 @triton.jit
-def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BLOCK: tl.constexpr):
+def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: tl.constexpr):
     """lse = log sum_k s_k exp(m_k), always in the order of the splits: the same bits in every run."""
-    o_i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    o_i = tl.program_id(0) * BR + tl.arange(0, BR)
     m_i = o_i < n_rows
-    m = tl.load(m_ptr + o_i, mask=m_i, other=0.0)
-    s = tl.load(s_ptr + o_i, mask=m_i, other=1.0)
-    for k in range(1, n_splits):
-        m_k = tl.load(m_ptr + k * n_rows + o_i, mask=m_i, other=0.0)
-        m_new = tl.maximum(m, m_k)
-        s = s * tl.exp(m - m_new) + tl.load(s_ptr + k * n_rows + o_i, mask=m_i, other=0.0) * tl.exp(m_k - m_new)
+    m = tl.full([BR], float("-inf"), dtype=lse_ptr.dtype.element_ty)
+    s = tl.zeros([BR], dtype=lse_ptr.dtype.element_ty)
+    for k in range(0, n_splits, BK):
+        o_k = k + tl.arange(0, BK)
+        m_k = (o_k < n_splits)[:, None] & m_i[None, :]
+        o_part = o_k[:, None] * n_rows + o_i[None, :]
+        part_m = tl.load(m_ptr + o_part, mask=m_k, other=float("-inf"))
+        part_s = tl.load(s_ptr + o_part, mask=m_k, other=0.0)
+        m_new = tl.maximum(m, tl.max(part_m, 0))
+        s = s * tl.exp(m - m_new) + tl.sum(part_s * tl.exp(part_m - m_new[None, :]), 0)
         m = m_new
     tl.store(lse_ptr + o_i, m + tl.log(s), mask=m_i)
 

@@ -124,7 +124,7 @@ def variants():
         kernel, switches = fast_scores.fast_logsumexp_kernel, {"KEEP": keep, "PACKED": True, "row_step": "i32:16"}
         arguments = only(kernel, score | half | sizes | switches)
         yield f"fast_logsumexp, keep={keep}", kernel, arguments, fast_scores.WARPS, PACKED_RELU
-    yield "merge", scores.merge_kernel, typed(scores.merge_kernel, BLOCK=128), 4, None
+    yield "merge", scores.merge_kernel, typed(scores.merge_kernel, BR=32, BK=32), 4, None
     segment = typed(mask_sums.segment_sum_kernel, order_ptr="*i64:16", start_ptr="*i64:16", BP=16, BH=64)
     yield "segment_sum", mask_sums.segment_sum_kernel, segment, 1, None
     for dtype in ("fp32", "bf16", "fp16"):
