@@ -1,8 +1,21 @@
-"""Fixtures shared by the floors: a tiny NLI model on the generated corpus, in a folder as a user would have it."""
+"""What the floors share: a tiny NLI model on the generated corpus in a folder, and how tests meet a missing GPU."""
 
 import json
+import os
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # read when triton is first imported, by whichever test file comes first
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` need a CUDA device; where there is none they say so."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,9 @@
-"""Without a GPU the kernels run in Triton's interpreter, which must be chosen before triton is first imported."""
-
-import os
-import sys
+"""Fixtures of the kernel tests; without a GPU the kernels run in Triton's interpreter."""
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-if DEVICE == "cpu":
-    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
-        raise pytest.UsageError(
-            "triton was imported before tests/kernels/conftest.py: set TRITON_INTERPRET=1 for this run"
-        )
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
@@ -31,10 +21,3 @@ def poisoned_memory(monkeypatch):
         return out.fill_(float("nan")) if out.is_floating_point() else out.fill_(-1)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-
-
-def pytest_collection_modifyitems(items):
-    if DEVICE == "cpu":
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
