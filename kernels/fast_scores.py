@@ -101,8 +101,8 @@ def half_operands(a, b, w2, local_index, pair_index, p):
     def rows(x, index, n_row, n_total, n_pad):
         x = (x * scale).half()
         x = x if index is None else x.index_select(0, index)
-        x = pad(x, (0, units, 0, p.count * n_row - n_total)).view(p.count, n_row, -1)
-        return pad(x, (0, 0, 0, n_pad - n_row)).view(p.count * n_pad, -1)
+        x = pad(x, (0, units, 0, p.problems * n_row - n_total)).view(p.problems, n_row, -1)
+        return pad(x, (0, 0, 0, n_pad - n_row)).view(p.problems * n_pad, -1)
 
     A = rows(a, local_index, p.n_j, p.total_j, p.pad_j)
     B = rows(b, pair_index, p.n_i, p.total_i, p.pad_i)
@@ -113,12 +113,12 @@ def fast_partials(a, b, w2, b2, local_index, pair_index, p, scores):
     """Partial (maximum, sum) [splits, rows] of the fast preset; fills ``scores`` where given."""
     A, B, weights, scale = half_operands(a, b, w2, local_index, pair_index, p)
     tiles_i, tiles_j = triton.cdiv(p.n_i, ROWS), triton.cdiv(p.n_j, COLUMNS)
-    splits = min(tiles_j, triton.cdiv(p.config.programs, p.count * tiles_i))
+    splits = min(tiles_j, triton.cdiv(p.config.programs, p.problems * tiles_i))
     j_per_split = triton.cdiv(tiles_j, splits) * COLUMNS
     splits = triton.cdiv(p.n_j, j_per_split)
     m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=torch.float32)
     packed = a.is_cuda and torch.version.hip is None and not triton.knobs.runtime.interpret
-    fast_logsumexp_kernel[(p.count * tiles_i, splits)](
+    fast_logsumexp_kernel[(p.problems * tiles_i, splits)](
         A, B, weights, scale, b2, m, s, scores,
         p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), j_per_split, p.total_i,
         BI=ROWS, BJ=COLUMNS, BK=UNITS, KEEP=scores is not None, PACKED=packed, STAGES=STAGES,

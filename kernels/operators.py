@@ -47,7 +47,8 @@ def pairwise_mlp_gradients(
     gradients = pairwise_mlp_backward(
         grad_lse, lse, a, b, w2, b2, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size, need=need
     )
-    return tuple(a.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
+    da, db, dw2, db2 = (a.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
+    return da, db, dw2, db2
 
 
 @pairwise_mlp_gradients.register_fake

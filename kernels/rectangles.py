@@ -18,9 +18,9 @@ BLOCK_BYTES = 256 * 2**20
 
 
 class Problems(NamedTuple):
-    """``count`` rectangles of n_i x n_j pairs, together total_i rows and total_j columns (the last may be ragged)."""
+    """``problems`` rectangles of n_i x n_j pairs (the last may be ragged), together total_i rows, total_j columns."""
 
-    count: int
+    problems: int
     n_i: int
     n_j: int
     total_i: int
@@ -47,20 +47,20 @@ def score_operands(a, b, w2, local_index, pair_index, p):
     """Arguments that every score kernel starts with, and the row steps of its two operands."""
     shift = centre(a, b, accumulator(a))
     order, bounds = slot_order(w2)
-    A, alpha = operand(a, local_index, w2, -shift, order, bounds, p.count, p.n_j, p.total_j, p.pad_j)
-    B, beta = operand(b, pair_index, w2, shift, order, bounds, p.count, p.n_i, p.total_i, p.pad_i)
+    A, alpha = operand(a, local_index, w2, -shift, order, bounds, p.problems, p.n_j, p.total_j, p.pad_j)
+    B, beta = operand(b, pair_index, w2, shift, order, bounds, p.problems, p.n_i, p.total_i, p.pad_i)
     return A, B, alpha, beta, bounds
 
 
 def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
     """Partial (maximum, sum) [splits, rows] of the exact preset; fills ``scores`` where given."""
     tiles_i, tiles_j = triton.cdiv(p.n_i, p.config.rows), p.pad_j // p.tile_j
-    splits = min(tiles_j, triton.cdiv(p.config.programs, p.count * tiles_i))
+    splits = min(tiles_j, triton.cdiv(p.config.programs, p.problems * tiles_i))
     j_per_split = triton.cdiv(tiles_j, splits) * p.tile_j
     splits = triton.cdiv(p.pad_j, j_per_split)
     A, B, alpha, beta, bounds = score_operands(a, b, w2, local_index, pair_index, p)
     m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=accumulator(a))
-    logsumexp_kernel[(p.count * tiles_i, splits)](
+    logsumexp_kernel[(p.problems * tiles_i, splits)](
         A, B, alpha, beta, b2, bounds, m, s, scores,
         p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), B.stride(0), j_per_split, p.total_i,
         BI=p.config.rows, BL=p.tile_j // 4, KEEP=scores is not None, num_warps=p.config.warps, enable_fp_fusion=True,
@@ -71,8 +71,8 @@ def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
 def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, precision):
     """(lse [rows], scores or None)."""
     dtype = accumulator(a)
-    keep = keep_scores and p.count * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
-    scores = torch.empty((p.count, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
+    keep = keep_scores and p.problems * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
+    scores = torch.empty((p.problems, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
     partials = fast_partials if precision == "fast" and dtype == torch.float32 else exact_partials
     m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
     lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
@@ -102,7 +102,7 @@ def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, 
     # whole problems where one fits the budget, else some rows of one problem
     row_bytes = 2 * p.pad_j * lse.dtype.itemsize
     block_i = min(p.pad_i, max(BLOCK_BYTES // row_bytes // 32, 1) * 32)
-    block_problems = min(p.count, max(BLOCK_BYTES // (row_bytes * p.pad_i), 1))
+    block_problems = min(p.problems, max(BLOCK_BYTES // (row_bytes * p.pad_i), 1))
     weights = torch.empty((2, block_problems * block_i * p.pad_j), device=a.device, dtype=lse.dtype)
     sums_a = (
         sum_buffer(local, p.n_j, block_i, block_problems, p.config.programs, lse.dtype) if need_a or need_w else None
@@ -110,8 +110,8 @@ def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, 
     sums_b = (
         sum_buffer(global_, block_i, p.n_j, block_problems, p.config.programs, lse.dtype) if need_b or need_w else None
     )
-    for problem in range(0, p.count, block_problems):
-        blocks = min(block_problems, p.count - problem)
+    for problem in range(0, p.problems, block_problems):
+        blocks = min(block_problems, p.problems - problem)
         for i in range(0, p.pad_i, block_i):
             rows = min(block_i, p.pad_i - i)
             weights_kernel[(blocks * rows // p.config.rows, p.pad_j // p.tile_j)](
