@@ -1,15 +1,18 @@
-"""InfoNCE forward + backward on this machine's CPU, side by side: the literal form, the factorised form, this package.
+"""InfoNCE forward + backward on this machine, side by side: the literal form, the factorised form, this package.
 
 Run ``python benchmarks/info_nce.py`` for the table; ``--output FILE`` also writes it as JSON with the machine and the
 versions. Values and gradients are held against the literal form in float64 first; if they differ nothing is timed.
-Each measurement has a process of its own, since its peak memory is the process's.
+Each measurement has a process of its own: on a CPU its peak memory is the process's, on a GPU the allocator's.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
+import importlib.util
 import json
+import math
 import platform
 import resource
 import statistics
@@ -27,6 +30,7 @@ from torch import Tensor
 
 from infobert_fast import InfoNCE, functional, reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WIDTH, HIDDEN = 768, 300
 SIZES = (128, 256, 512, 1024, 2048)
 LITERAL_LIMIT = 512  # at 1,024 pairs the literal form needs more than 13 GB
@@ -36,8 +40,7 @@ def factorised(x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Ten
     """What a careful PyTorch user writes: two projections, then an N x N x H broadcast left to autograd."""
     wx, wy = w1.split((x.shape[1], y.shape[1]), dim=1)
     scores = F.softplus(torch.relu((x @ wx.T)[None] + (y @ wy.T + b1)[:, None]) @ w2.reshape(-1) + b2)
-    n = torch.tensor(float(len(x)), dtype=x.dtype)
-    return scores.diagonal().mean() - (torch.logsumexp(scores, dim=1) - n.log()).mean()
+    return scores.diagonal().mean() - (torch.logsumexp(scores, dim=1) - math.log(len(x))).mean()
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
@@ -49,8 +52,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
 
 def operands(pairs: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     torch.manual_seed(0)
-    critic = InfoNCE(WIDTH, WIDTH, HIDDEN).to(dtype)
-    features = [torch.randn(pairs, WIDTH, dtype=dtype, requires_grad=True) for _ in range(2)]
+    critic = InfoNCE(WIDTH, WIDTH, HIDDEN).to(DEVICE, dtype)
+    features = [torch.randn(pairs, WIDTH, dtype=dtype, device=DEVICE, requires_grad=True) for _ in range(2)]
     return [*features, *critic.F_func.parameters()]
 
 
@@ -69,27 +72,37 @@ def check() -> None:
 def measure(name: str, pairs: int, repeats: int) -> dict[str, float]:
     """Median seconds of a forward + backward, and the peak memory it adds to the process."""
     tensors, function = operands(pairs), IMPLEMENTATIONS[name]
-    operands(8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _memory()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         function(*tensors).backward()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return {"seconds": statistics.median(seconds), "extra_mib": peak}
+    return {"seconds": statistics.median(seconds), "extra_mib": _memory() - before}
+
+
+def _memory() -> float:
+    """Peak MiB so far, of the allocator on a GPU, of the process elsewhere."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def machine() -> dict[str, str]:
-    model = platform.processor()
-    if (cpu := Path("/proc/cpuinfo")).exists():
-        model = next((li for li in cpu.read_text().splitlines() if li.startswith("model name")), model).split(": ")[-1]
-    return {
-        "device": f"{model}, {torch.get_num_threads()} threads",
+    versions = {
         "torch": torch.__version__,
+        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "none",
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
     }
+    if DEVICE == "cuda":
+        return {"device": torch.cuda.get_device_name(), **versions}
+    model = platform.processor()
+    if (cpu := Path("/proc/cpuinfo")).exists():
+        model = next((li for li in cpu.read_text().splitlines() if li.startswith("model name")), model).split(": ")[-1]
+    return {"device": f"{model}, {torch.get_num_threads()} threads", **versions}
 
 
 def main() -> None:
