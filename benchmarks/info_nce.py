@@ -14,7 +14,6 @@ import importlib.util
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -72,6 +71,8 @@ def check() -> None:
 def measure(name: str, pairs: int, repeats: int) -> dict[str, float]:
     """Median seconds of a forward + backward, and the peak memory it adds to the process."""
     tensors, function = operands(pairs), IMPLEMENTATIONS[name]
+    if DEVICE == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew, at what is resident now
     before = _memory()
     seconds = []
     for _ in range(repeats):
@@ -87,7 +88,8 @@ def _memory() -> float:
     """Peak MiB so far, of the allocator on a GPU, of the process elsewhere."""
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def machine() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """infobert-fast: InfoBERT's mutual-information regularisers, fused, differentiable and ready to train with.
 
-The estimators and :mod:`infobert_fast.functional` need torch alone. ``InfoBertTrainer`` and ``InfoBertArguments`` are
+The estimators and :mod:`infobert_fast.functional` need torch and numpy. ``InfoBertTrainer`` and ``InfoBertArguments`` are
 imported when first asked for: they need the ``train`` extra.
 """
 

@@ -84,8 +84,8 @@ class InfoNCE(nn.Module):
 class CLUBv2(nn.Module):
     """Parameter-free CLUB upper bound, the one InfoBERT uses: half the mean squared distance of two rows of y.
 
-    ``x_samples`` takes no part in it; it is accepted because callers of the reference pass it. ``mi_est`` is exact and
-    costs O(M d); ``mi_est_sample`` draws one partner per row.
+    ``x_samples`` takes no part, whatever its shape; it is accepted because callers of the reference pass it.
+    ``mi_est`` is exact and costs O(M d); ``mi_est_sample`` draws one partner per row.
 
     Args:
         x_dim, lr: accepted as the reference's. y_dim: width of y. beta: the weight ``update`` multiplies with.
@@ -193,11 +193,13 @@ class CLUB(nn.Module):
 
     def frozen_estimate(self, x_samples: Tensor, y_samples: Tensor, *, sampled: bool = True) -> Tensor:
         """``mi_est_sample`` (or ``mi_est``) whose gradient reaches the samples and never q."""
+        flags = [parameter.requires_grad for parameter in self.parameters()]
         self.requires_grad_(False)
         try:
             return (self.mi_est_sample if sampled else self.mi_est)(x_samples, y_samples)
         finally:
-            self.requires_grad_(True)
+            for parameter, flag in zip(self.parameters(), flags, strict=True):
+                parameter.requires_grad_(flag)
 
 
 def _check_samples(x_samples: Tensor | None, x_dim: int | None, y_samples: Tensor, y_dim: int) -> None:

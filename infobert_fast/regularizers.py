@@ -90,7 +90,7 @@ class InformationBottleneck(nn.Module):
             rows, mask = (embedded, attention_mask) if self.kind == "tokens" else (last_hidden[:, 0], None)
             if self.sampling == "exact":
                 return functional.club(rows, mask)
-            every = attention_mask if mask is not None else attention_mask[:, 0]
+            every = attention_mask if mask is not None else attention_mask.new_ones(len(attention_mask))
             return functional.club_sampled(rows, functional.sample_rows(every, generator), mask)
         assert self.club is not None
         if self.kind == "learned-flat":

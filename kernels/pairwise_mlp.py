@@ -34,7 +34,7 @@ def pairwise_mlp_forward(
     """
     if precision not in ("exact", "fast"):
         raise ValueError(f'precision is "exact" or "fast", got {precision!r}')
-    pair_index = None if chunk_size is None else pair_index
+    w2, local_index, pair_index = _vectors(w2, local_index, None if chunk_size is None else pair_index)
     p = problems_of(a, b, local_index, chunk_size)
     if p.total_i == 0 or p.total_j == 0:
         return torch.full((p.total_i,), float("-inf"), device=a.device, dtype=accumulator(a)), None
@@ -53,7 +53,7 @@ def pairwise_mlp_backward(
     the same sums and ``db2 = sum G``. Rows that ``local_index`` or ``pair_index`` repeat receive the sum over their
     pairs, added in the pairs' order.
     """
-    pair_index = None if chunk_size is None else pair_index
+    w2, local_index, pair_index = _vectors(w2, local_index, None if chunk_size is None else pair_index)
     p = problems_of(a, b, local_index, chunk_size)
     need_a, need_b, need_w, need_b2 = need
     db2 = None
@@ -74,3 +74,8 @@ def pairwise_mlp_backward(
         da = segment_sum(da, local_index, a) if need_a and local_index is not None else da
         db = segment_sum(db, pair_index, b) if need_b and pair_index is not None else db
         return da, db, dw.sum(0).to(w2.dtype) if need_w else None, db2
+
+
+def _vectors(*vectors):
+    """The kernels step through vectors by one: only matrices may be strided."""
+    return tuple(None if vector is None else vector.contiguous() for vector in vectors)

@@ -1,6 +1,7 @@
 """The command line, as a user types it: settings and overrides, a whole run, evaluation, and every refusal's words."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,63 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
 def test_yaml_sources_may_be_mappings(tmp_path):
     config = write(tmp_path / "a.yaml", train_data=[{"path": "a.jsonl", "limit": 3}], output_dir="out")
     assert cli.parse_training([config])[1].train_data == [{"path": "a.jsonl", "limit": 3}]
+
+
+def test_one_source_needs_no_list(tmp_path):
+    config = write(tmp_path / "a.yaml", train_data="a.jsonl", eval_data={"path": "b.jsonl"}, output_dir="out")
+    data_args = cli.parse_training([config])[1]
+    assert (data_args.train_data, data_args.eval_data) == (["a.jsonl"], [{"path": "b.jsonl"}])
+
+
+def test_bfloat16_is_the_default_only_where_nothing_contradicts_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert cli._defaults({})["bf16"]
+    assert not any(cli._defaults(chosen)["bf16"] for chosen in ({"fp16": True}, {"use_cpu": True}, {"deepspeed": "z"}))
+
+
+def test_deepspeed_configurations_by_name(tmp_path, capsys):
+    args = cli.parse_training(["--deepspeed", "zero2_bf16", "--output_dir", str(tmp_path), "--use_cpu", "True"])[2]
+    assert json.loads(Path(args.deepspeed).read_text())["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert cli.main(["train", "--deepspeed", "zero9"]) == 2
+    assert "`deepspeed` was 'zero9', which is no file; ready ones are zero2, zero2_bf16" in capsys.readouterr().err
+
+
+def test_deepspeeds_launcher_may_name_the_rank_first(capsys):
+    assert cli.main(["--local_rank=0", "--help"]) == 0
+    assert "anli_roberta_large" in capsys.readouterr().out
+
+
+def test_published_settings_parse():
+    model_args, data_args, args = cli.parse_training(["anli_roberta_large"])
+    assert (args.learning_rate, args.alpha, args.beta, args.adv_steps, args.cl, args.ch) == (
+        2e-5,
+        5e-3,
+        5e-3,
+        3,
+        0.5,
+        0.9,
+    )
+    assert (model_args.hidden_dropout_prob, model_args.attention_probs_dropout_prob) == (0.1, 0)
+    assert len(data_args.train_data) == 5
+
+
+def test_limits_do_not_widen_a_source():
+    from infobert_fast.data.corpora import Source
+    from infobert_fast.training.run import _limited
+
+    assert _limited(Source("a.jsonl"), 5, 1) == Source("a.jsonl", limit=5, seed=1)
+    assert _limited(Source("a.jsonl", limit=3, seed=2), 5, 1) == Source("a.jsonl", limit=3, seed=2)
+
+
+def test_dropout_under_another_name_is_refused(tmp_path):
+    from transformers import DistilBertConfig
+
+    from infobert_fast.training.run import ModelArguments, _config
+
+    DistilBertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`hidden_dropout_prob` was 0\.3, but a DistilBertConfig calls its dropout"):
+        _config(ModelArguments(str(tmp_path), hidden_dropout_prob=0.3))
 
 
 def test_the_example_configuration_parses():
@@ -77,7 +135,7 @@ def test_train_then_evaluate(nli_folder, tmp_path, capsys):
 
 
 def test_training_data_can_be_limited_at_random(nli_folder, tmp_path):
-    from infobert_fast.training.run import train
+    from infobert_fast.training.run import build_trainer, train
 
     config = write(
         tmp_path / "run.yaml",
@@ -92,7 +150,7 @@ def test_training_data_can_be_limited_at_random(nli_folder, tmp_path):
     model_args, data_args, args = cli.parse_training(
         [config, "--train_limit", "8", "--per_device_train_batch_size", "4", "--version", "-1"]
     )
-    assert "eval_loss" not in train(model_args, data_args, args)
+    assert "eval_loss" not in train(build_trainer(model_args, data_args, args))
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
 
 
@@ -117,10 +175,14 @@ def test_dropout_and_labels_reach_the_model(nli_folder, tmp_path):
             "`alpha` was -1.0; it must be",
         ),
         (["evaluate", "m", "--data", "absent.jsonl"], "absent.jsonl) does not exist"),
+        (["train", "broken.yaml"], "infobert train: "),
+        (["evaluate", "absent_model", "--data", "one.jsonl"], "infobert evaluate: "),
     ],
 )
 def test_refusals(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("a: [1,")
+    (tmp_path / "one.jsonl").write_text('{"premise": "a", "hypothesis": "b", "label": "neutral"}\n')
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
 

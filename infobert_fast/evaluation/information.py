@@ -63,7 +63,7 @@ def measure_information(
         for dataset in (train, test)
     )
     width = held_out[0].tokens.shape[1]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         critic = InfoNCE(width, width).to(model.device)
     optimizer = torch.optim.AdamW(critic.parameters(), lr=critic_lr)

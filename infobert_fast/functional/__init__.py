@@ -1,6 +1,7 @@
 """Stateless functions: the bounds, the anchors and the perturbation; each picks its implementation and differentiates.
 
-Every function computes what its namesake in :mod:`infobert_fast.reference` states literally. ``implementation`` is
+Every function computes what its namesake in :mod:`infobert_fast.reference` states literally. Where a function takes
+``implementation``, it is
 
 * ``"auto"``: Triton kernels where tensors are on a GPU and Triton is there, PyTorch otherwise;
 * ``"triton"``: the kernels, or an error that says why not;

@@ -92,7 +92,8 @@ def anchor_indices(
     slots = torch.from_numpy(sentence * length + np.repeat(starts, counts) + within)
     first = torch.from_numpy(sentence * length)
     if grad.is_cuda:  # pinned, so that the copies do not wait
-        slots, first = (t.pin_memory().to(grad.device, non_blocking=True) for t in (slots, first))
+        slots, first = slots.pin_memory(), first.pin_memory()
+    slots, first = slots.to(grad.device, non_blocking=True), first.to(grad.device, non_blocking=True)
     return _ascending(grad, attention_mask).flatten()[slots] + first
 
 

@@ -56,25 +56,22 @@ def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embedding
 def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], tolerance: float = 1e-4) -> None:
     """Run two sentences from ids and from embeddings, without dropout, and compare the logits.
 
-    Called once before training. It leaves mode and random state as they were.
+    Called once, at the first training step. It leaves mode and random state as they were.
 
     Raises:
         ValueError: where the two differ: such a model would be trained differently from how it is evaluated; or where a
-            sentence begins with padding, whose hidden state would be taken for the sentence's.
+            sentence's first hidden state, which stands for it, does not depend on its second token: a causal model.
     """
-    mask = inputs["attention_mask"]
-    if not bool(mask[:, 0].all()):
-        raise ValueError(
-            "a sentence of the batch begins with padding; its first hidden state, which stands for the sentence, would "
-            "be that of padding: set tokenizer.padding_side = 'right'"
-        )
     few = {name: value[:2] for name, value in inputs.items() if isinstance(value, Tensor)}
     training = model.training
     model.eval()
     try:
         by_ids = model(**few).logits
         embeddings = word_embeddings_of(model)(few["input_ids"])
-        by_embeddings = model(**embedded_inputs(model, few, embeddings)).logits
+        outputs = model(**embedded_inputs(model, few, embeddings), output_hidden_states=True)
+        by_embeddings, first = outputs.logits, outputs.hidden_states[-1][:, 0]
+        embeddings[:, 1:2] += 1
+        changed = model(**embedded_inputs(model, few, embeddings), output_hidden_states=True).hidden_states[-1][:, 0]
     finally:
         model.train(training)
     difference = float((by_ids - by_embeddings).abs().max())
@@ -83,4 +80,9 @@ def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], to
             f"`model` ({type(model).__name__}) gives other logits from embeddings than from ids (by "
             f"{difference:.1e}): it reads the ids for more than embedding them; pass what it derives from them "
             f"(position_ids, ...) in the batch"
+        )
+    if embeddings.shape[1] > 1 and torch.equal(first, changed):
+        raise ValueError(
+            f"`model` ({type(model).__name__}) is causal: its first token sees nothing of the sentence it stands for; "
+            f"use a bidirectional encoder"
         )

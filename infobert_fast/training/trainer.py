@@ -11,13 +11,14 @@ from typing import Any, cast
 import torch
 from accelerate.utils import DistributedType, convert_to_fp32
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer
 
 from infobert_fast import checks
 from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
-from infobert_fast.training.critic import attach_critic, load_critic
+from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
 from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
 from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
 from infobert_fast.training.terms import TermLog
@@ -42,16 +43,24 @@ class WithLengths:
             raise ValueError(
                 f"the batch holds {sorted(batch)} and no `input_ids`; the perturbation needs the tokens: add them"
             )
-        batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
-        checks.attention_mask(batch["attention_mask"], tuple(batch["input_ids"].shape[:2]))
-        batch["lengths"] = batch["attention_mask"].to(torch.int64).sum(dim=1).tolist()
+        if "attention_mask" not in batch:
+            raise ValueError(f"the batch holds {sorted(batch)} and no `attention_mask`, which tells padding: add it")
+        mask = batch["attention_mask"]
+        checks.attention_mask(mask, tuple(batch["input_ids"].shape[:2]))
+        if not bool(mask[:, 0].all()):
+            raise ValueError(
+                "a sentence of the batch begins with padding; its first hidden state, which stands for the sentence, "
+                "would be that of padding: set tokenizer.padding_side = 'right'"
+            )
+        batch["lengths"] = mask.to(torch.int64).sum(dim=1).tolist()
         return batch
 
 
 class InfoBertTrainer(Trainer):
     """Fine-tunes any Hugging Face encoder with InfoBERT's regularisers, alone or under a FreeLB adversary.
 
-    Use it as ``transformers.Trainer``, with :class:`InfoBertArguments`. Each step accumulates the exact gradient of
+    Use it as ``transformers.Trainer``, with :class:`InfoBertArguments`; all but model and args by keyword.
+    Each step accumulates the exact gradient of
 
         (1/K) sum_k [ task_loss + beta * IB - alpha * AFR ]   over K = adv_steps perturbed passes,
 
@@ -93,6 +102,12 @@ class InfoBertTrainer(Trainer):
         # `num_items_in_batch`. It does not; the loss would come out multiplied by accumulation and ranks.
         self.model_accepts_loss_kwargs = False
         self.data_collator = WithLengths(self.data_collator)
+        iterable = isinstance(self.train_dataset, IterableDataset)
+        if iterable and args.world_size > 1 and self.accelerator.dispatch_batches is not False:
+            raise ValueError(
+                "`train_dataset` is iterable, and accelerate would send its batches from rank 0, as tensors alone: "
+                "pass accelerator_config={'dispatch_batches': False} and shard the dataset by rank"
+            )
         self._refuse_unsupported_engines()
         kind = VERSIONS[args.version]
         self._bottleneck: InformationBottleneck | None = None
@@ -205,7 +220,7 @@ class InfoBertTrainer(Trainer):
                 self.args.adversary(self.state.global_step),
                 self._bottleneck,
                 self._anchored,
-                getattr(bare, "mi_estimator", None),
+                getattr(bare, CRITIC, None),
                 beta=self.args.beta,
                 alpha=self.args.alpha,
             ),

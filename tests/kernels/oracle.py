@@ -41,7 +41,7 @@ def make_case(
     layout="plain",
     seed=0,
 ):
-    """Normal rows, ``w2`` with exact zeros, indices with repeats where ``pairs`` is given; ``layout`` of a and b."""
+    """Normal rows, ``w2`` with exact zeros, indices with repeats where ``pairs`` is given; ``layout`` of them all."""
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(n):
@@ -63,7 +63,13 @@ def make_case(
     if pairs is not None:
         options["local_index"] = torch.randint(rows, (pairs,), generator=generator).to(device)
         options["pair_index"] = torch.randint(globals_, (pairs,), generator=generator).to(device)
-    return Case(a, b, w2.to(device, dtype), b2.to(device, dtype), options)
+    w2 = w2.to(device, dtype)
+    if layout == "strided":
+        w2 = torch.zeros(H, 3, dtype=dtype, device=device)[:, 1].copy_(w2)
+        for name in ("local_index", "pair_index"):
+            if (index := options[name]) is not None:
+                options[name] = index.new_zeros(len(index), 2)[:, 1].copy_(index)
+    return Case(a, b, w2, b2.to(device, dtype), options)
 
 
 def values_and_gradients(case, dtype, grad=None):

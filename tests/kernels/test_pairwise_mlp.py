@@ -58,6 +58,7 @@ def test_dtypes(dtype, chunk_size, device):
 @pytest.mark.parametrize("chunk_size", [None, 7])
 def test_layouts(layout, chunk_size, device):
     check(make_case(33, 41, chunk_size=chunk_size, layout=layout, device=device))
+    check(make_case(33, 41, globals_=9, pairs=40, chunk_size=chunk_size, layout=layout, device=device))
 
 
 @pytest.mark.parametrize("keep_scores", [True, False])

@@ -148,8 +148,24 @@ def test_left_padding_is_refused(make_model, make_examples, make_trainer):
             "labels": torch.tensor([example["labels"] for example in examples]),
         }
 
-    trainer = make_trainer(make_model(), make_examples(lengths=[3, 5]), data_collator=pad_left)
+    # The first batch needs no padding: the second is what must be refused.
+    examples = make_examples(lengths=[4] * 4 + [3, 5, 3, 5])
+    trainer = make_trainer(
+        make_model(),
+        examples,
+        data_collator=pad_left,
+        per_device_train_batch_size=4,
+        train_sampling_strategy="sequential",
+    )
     with pytest.raises(ValueError, match=r"begins with padding.*set tokenizer.padding_side = 'right'"):
+        trainer.train()
+
+
+def test_causal_models_are_refused(make_examples, make_trainer):
+    config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64, num_labels=3)
+    config.pad_token_id = 1
+    trainer = make_trainer(transformers.GPT2ForSequenceClassification(config), make_examples(lengths=[6] * 4))
+    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification.* is causal: its first token sees nothing"):
         trainer.train()
 
 

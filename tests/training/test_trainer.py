@@ -272,12 +272,6 @@ def test_any_collator_gets_lengths(pad, make_examples):
     assert {"input_ids", "attention_mask", "labels"} < batch.keys()
 
 
-def test_a_batch_without_a_mask_gets_one():
-    batch = WithLengths(lambda _: {"input_ids": torch.zeros(2, 4, dtype=torch.int64)})([])
-    assert batch["lengths"] == [4, 4]
-    assert batch["attention_mask"].all()
-
-
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int32])
 def test_lengths_are_integers_whatever_the_mask(dtype):
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).to(dtype)
@@ -290,6 +284,7 @@ def test_lengths_are_integers_whatever_the_mask(dtype):
     ("batch", "message"),
     [
         ({"inputs_embeds": torch.zeros(1, 2, 3)}, r"holds \['inputs_embeds'\] and no `input_ids`"),
+        ({"input_ids": torch.zeros(1, 2, dtype=torch.int64)}, r"holds \['input_ids'\] and no `attention_mask`"),
         (
             {"input_ids": torch.zeros(2, 2, dtype=torch.int64), "attention_mask": torch.tensor([[1, 1], [0, 0]])},
             "all zero for sentence 1",
