@@ -1,7 +1,7 @@
 """infobert-fast: InfoBERT's mutual-information regularisers, fused, differentiable and ready to train with.
 
-The estimators and :mod:`infobert_fast.functional` need torch and numpy. ``InfoBertTrainer`` and ``InfoBertArguments`` are
-imported when first asked for: they need the ``train`` extra.
+The estimators and :mod:`infobert_fast.functional` need torch and numpy. ``InfoBertTrainer`` and ``InfoBertArguments``
+are imported when first asked for: they need the ``train`` extra.
 """
 
 from __future__ import annotations

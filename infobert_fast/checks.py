@@ -30,9 +30,7 @@ __all__ = [
 
 
 def values_readable(tensor: Tensor, validate: bool | None) -> bool:
-    """Whether ``tensor`` holds values whose reading is free of a sync (CPU) or was asked for (``validate=True``), and
-    no graph is recorded.
-    """
+    """Whether reading ``tensor`` is free of a sync or was asked for, and no graph is recorded."""
     if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
         return False
     if tensor.device.type == "cpu":
@@ -148,9 +146,7 @@ def attention_mask(
     device: torch.device | None = None,
     validate: bool | None = None,
 ) -> None:
-    """Refuse a mask that is not ``[batch, length]`` of 0/1 (bool, integer or float), or that is all zero for a
-    sentence.
-    """
+    """Refuse a mask that is not ``[batch, length]`` of 0 and 1, or that is all zero for a sentence."""
     if not isinstance(value, Tensor) or value.dim() != 2:
         was = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"`attention_mask` was {was}; it must be a [batch, length] tensor of 0 and 1")

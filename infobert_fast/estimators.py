@@ -109,9 +109,7 @@ class CLUBv2(nn.Module):
         return functional.club_sampled(y_samples, _partners(y_samples))
 
     def update(self, x_samples: Tensor | None, y_samples: Tensor, steps: int | None = None) -> Tensor:
-        """``beta * mi_est_sample``: what the reference adds to the loss. There is nothing to update; ``steps`` has
-        no effect.
-        """
+        """``beta * mi_est_sample``, what the reference adds to its loss; ``steps`` has no effect."""
         return self.beta * self.mi_est_sample(x_samples, y_samples)
 
 
@@ -161,9 +159,7 @@ class CLUB(nn.Module):
         return functional.gaussian_club_sampled(*self.get_mu_logvar(x_samples), y_samples, _partners(y_samples))
 
     def update(self, x_samples: Tensor, y_samples: Tensor, steps: int | None = None) -> Tensor:
-        """Take ``steps`` likelihood steps (None: one) on detached inputs, then return ``beta * mi_est_sample``, q
-        frozen.
-        """
+        """``steps`` likelihood steps (None: one) on detached inputs, then ``beta * mi_est_sample`` with q frozen."""
         checks.positive_integer("steps", steps, optional=True)
         if self.version == 1:
             x_samples, y_samples = x_samples.flatten(0, -2), y_samples.flatten(0, -2)

@@ -47,9 +47,7 @@ def info_nce(
     pair_index: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """``mean_chunks [ mean_i F(x_i, y_i) - mean_i (logsumexp_j F(x_j, y_i) - log n) ]``, all n x n pairs
-    concatenated.
-    """
+    """``mean_chunks [ mean_i F(x_i, y_i) - mean_i (logsumexp_j F(x_j, y_i) - log n) ]``, every pair concatenated."""
     x = local if local_index is None else local[local_index]
     y = global_ if pair_index is None else global_[pair_index]
     bounds = []
@@ -73,9 +71,7 @@ def pairwise_mlp_logsumexp(
     pair_index: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """``lse_i = logsumexp_j (w2 . relu(a_j + b_i) + b2)``: over all pairs for each row of b, or within each pair's
-    chunk.
-    """
+    """``lse_i = logsumexp_j (w2 . relu(a_j + b_i) + b2)``, over all pairs or within each pair's chunk."""
 
     def lse(a_rows: Tensor, b_rows: Tensor) -> Tensor:
         scores = torch.relu(a_rows.unsqueeze(0) + b_rows.unsqueeze(1)) @ w2.reshape(-1) + b2
@@ -123,9 +119,7 @@ def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
 
 def _ranked_positions(grad: Tensor, mask: Tensor, cl: float, ch: float) -> list[int]:
-    """Positions of one sentence's anchors by ascending gradient norm; ties by position; a NaN norm ranks as
-    infinity.
-    """
+    """One sentence's anchors by ascending gradient norm, ties by position, a NaN norm as infinity."""
     positions = [t for t, keep in enumerate(mask.bool().tolist()) if keep]
     norms = [float(grad[t].norm()) for t in positions]
     norms = [math.inf if math.isnan(norm) else norm for norm in norms]

@@ -111,8 +111,7 @@ class InformationBottleneck(nn.Module):
 
 
 class AnchoredFeature(nn.Module):
-    """InfoNCE lower bound between anchored token features and their sentence; subtract ``alpha`` times it from the
-    loss.
+    """InfoNCE lower bound between anchored tokens and their sentence; subtract ``alpha`` times it from the loss.
 
     Anchors are chosen by the gradient of the loss, see :func:`infobert_fast.functional.select_anchors`; each is paired
     with its sentence's first hidden state.

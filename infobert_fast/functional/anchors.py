@@ -98,9 +98,7 @@ def anchor_indices(
 
 
 def anchor_counts(lengths: Sequence[int], cl: float, ch: float) -> tuple[np.ndarray, np.ndarray]:
-    """For sentences of ``lengths`` tokens: the first rank in the window, ``ceil(n cl)``, and how many ranks it
-    holds.
-    """
+    """For each of ``lengths``: the first rank in the window, ``ceil(n cl)``, and how many ranks it holds."""
     starts = np.array([math.ceil(n * cl) for n in lengths], dtype=np.int64)
     stops = np.array([math.ceil(n * ch) for n in lengths], dtype=np.int64)
     return starts, stops - starts

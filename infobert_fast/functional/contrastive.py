@@ -50,7 +50,7 @@ def info_nce(
         local_index, pair_index: int64 ``[P]``.
         chunk_size: pairs per chunk; None makes every pair of the call a negative of every other.
         implementation: see :mod:`infobert_fast.functional`.
-        precision: ``"exact"`` (float32 arithmetic, torch's own setting for its matrix products) or ``"fast"`` (half-precision tensor cores where a kernel has them;
+        precision: ``"exact"`` (float32 arithmetic) or ``"fast"`` (half-precision tensor cores where a kernel has them;
             elsewhere the same as exact).
         validate: read and check index values too: on a CPU unless False, on a GPU only if True (it waits for the
         device).
@@ -134,8 +134,7 @@ def pairwise_mlp_logsumexp(
     precision: Precision = "exact",
     validate: bool | None = None,
 ) -> Tensor:
-    """``lse_i = logsumexp_j ( w2 . relu(a_j + b_i) + b2 )``, the primitive under every bound with a concatenating
-    critic.
+    """``lse_i = logsumexp_j ( w2 . relu(a_j + b_i) + b2 )``: what every bound with this critic rests on.
 
     Args:
         a: ``[M, H]``, the projected local rows ``Wx x``; j runs over ``local_index`` (identity where None).

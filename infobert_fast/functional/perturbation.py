@@ -25,8 +25,9 @@ def freelb_init(
     *,
     validate: bool | None = None,
 ) -> Tensor:
-    """A random start: ``U(-1, 1) * mask * adv_init_mag / sqrt(len_i * d)`` per sentence (l2), ``U(-mag, mag) * mask``
-    (linf).
+    """A random start, zero at padding.
+
+    l2: ``U(-1, 1) * mask * adv_init_mag / sqrt(len_i * d)`` per sentence; linf: ``U(-mag, mag) * mask``.
 
     Args:
         embeddings: ``[batch, length, d]``; only its shape, dtype and device matter. In half precision most of a

@@ -48,8 +48,9 @@ def club(
     implementation: Implementation = "auto",
     validate: bool | None = None,
 ) -> Tensor:
-    """CLUB with the identity as its network: ``mean_ij 1/2 ||y_i - y_j||^2 = mean_m ||y_m - mean(y)||^2``, exactly, in
-    O(M d).
+    """CLUB without a network, over all pairs, in O(M d).
+
+    ``mean_ij 1/2 ||y_i - y_j||^2 = mean_m ||y_m - mean(y)||^2``, exactly.
 
     It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise.
 

@@ -25,9 +25,7 @@ __all__ = ["Objective", "Pass", "infobert_step", "step_seed"]
 
 
 class Pass(NamedTuple):
-    """What a forward must return: the task loss and ``[batch, length, hidden]`` states of embedding block and
-    encoder.
-    """
+    """What a forward returns: the task loss, and ``[batch, length, hidden]`` of embedding block and encoder."""
 
     task_loss: Tensor
     embedded: Tensor
@@ -126,7 +124,5 @@ def infobert_step(
 
 
 def step_seed(seed: int, rank: int, step: int, micro_step: int) -> int:
-    """A seed for one micro-batch on one rank: a function of its place, so that resumed runs repeat it without any
-    state.
-    """
+    """One micro-batch's seed on one rank: a function of its place, so that a resumed run repeats it."""
     return int(np.random.SeedSequence([seed, rank, step, micro_step]).generate_state(1, np.uint64)[0] >> 1)

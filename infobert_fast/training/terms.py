@@ -30,9 +30,7 @@ class TermLog:
         self._count += 1
 
     def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Means over micro-batches and ranks with their ranges, and begin anew; ``gather`` stacks a row from every
-        rank.
-        """
+        """Means over micro-batches and ranks, and their ranges; begin anew. ``gather`` stacks a row a rank."""
         if not self._count:
             return {}
         rows = gather(torch.stack([self._sum / self._count, self._low, self._high]).unsqueeze(0)).cpu()

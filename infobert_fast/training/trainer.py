@@ -239,9 +239,7 @@ class InfoBertTrainer(Trainer):
         return terms["loss"]
 
     def _seed(self) -> int:
-        """The seed of this micro-batch's perturbation: by rank and place in the run, so that a resumed run repeats
-        it.
-        """
+        """This micro-batch's seed, by rank and place in the run, so that a resumed run repeats it."""
         step = self.state.global_step
         self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
         return step_seed(self.args.seed, self.args.process_index, *self._place)
