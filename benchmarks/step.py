@@ -47,6 +47,7 @@ def one_pass(model: Any, critic: InfoNCE, batch: dict[str, Tensor], lengths: lis
     loss = outputs.loss + 5e-3 * ib
     seconds["input gradient"], (grad,) = timed(lambda: torch.autograd.grad(loss, delta, retain_graph=True))
     seconds["anchor selection"], _ = timed(lambda: functional.anchor_indices(grad, mask, lengths=lengths))
+    # The critic's forward selects the anchors once more; its backward is timed by itself, the encoder's without it.
     leaves = [h0.detach().requires_grad_(), z.detach().requires_grad_()]
     seconds["critic, forward"], afr = timed(lambda: anchored(critic, *leaves, grad, mask, lengths))
     seconds["critic, backward"], _ = timed(lambda: torch.autograd.grad(afr, [*leaves, *critic.parameters()]))

@@ -3,10 +3,11 @@
 Everything is made here: the corpus with its planted shortcut, the tokenizer, the models. Results go to ``demo/``: the
 table as ``results.json`` and the picture as ``report.png``. Run it with ``make demo``.
 
-How the settings were chosen: model, learning rate, dropout and length so that standard training learns in a minute and
-leaves room above it; two passes, a late start and beta 5e-4 because the published values (three passes from step 0,
+How the settings were chosen: model, learning rate, dropout and length so that standard training learns the task on more
+than one seed; two passes, a late start and beta 5e-4 because the published values (three passes from step 0,
 beta 5e-3) do not leave chance when a model starts from scratch, or erase what it learned; alpha and the adversary's
-sizes are the published ones. All this was settled before the three were compared, and nothing was changed after.
+sizes are the published ones. Dropout 0.1 over 1,000 steps was tried first and dropped, because standard training itself
+stopped short of the task on some seeds. Nothing was chosen by how the three compare.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from infobert_fast.data.tokenization import tokenize
 from infobert_fast.evaluation.accuracy import evaluate
 from infobert_fast.evaluation.information import measure_information
 
-STEPS = 1000
+STEPS = 1500
 # Updates, data order, learning rate and seed are the same for all three. The adversary starts when the task is half
 # learned: from step 0 none of the adversarial runs leaves chance from scratch.
 ADVERSARY = {"adv_steps": 2, "adv_lr": 4e-2, "adv_init_mag": 8e-2, "adv_start_step": 500}
@@ -75,6 +76,8 @@ def train(
             intermediate_size=256,
             max_position_embeddings=48,
             initializer_range=0.1,  # at 0.02 a model this small does not leave chance
+            hidden_dropout_prob=0.0,  # at 0.1 it stops short of the task, at another place for every seed
+            attention_probs_dropout_prob=0.0,
             num_labels=len(LABELS),
         )
     )
@@ -91,6 +94,7 @@ def train(
         logging_steps=max(1, steps // 20),
         save_strategy="no",
         report_to=[],
+        dataloader_pin_memory=False,
         seed=seed,
         **METHODS[name],
     )
@@ -196,6 +200,7 @@ def main() -> dict[str, dict[str, Any]]:
     parser.add_argument("--steps", type=int, default=STEPS)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     corpus = demo_corpus(seed=given.seed)
     tokenizer = demo_tokenizer(corpus)

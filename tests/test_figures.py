@@ -1,0 +1,72 @@
+"""Every figure in README.md and docs/ comes from a result file, and agrees with it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path("benchmarks/results/cpu")
+
+
+def rows(document, heading):
+    """The cells of the table that follows a header cell, row by row."""
+    lines = Path(document).read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    table = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip().strip("*") for cell in line.strip("|").split("|")])
+    return table
+
+
+def test_the_estimators_table():
+    content = json.loads((RESULTS / "info_nce.json").read_text())
+    measured = {(row["pairs"], row["implementation"]): row for row in content["rows"]}
+    shown = rows("README.md", "pairs")
+    assert len(shown) == len({pairs for pairs, _ in measured})
+    for pairs, *cells in shown:
+        for name, time, memory in zip(("literal", "factorised", "infobert-fast"), cells[:3], cells[3:], strict=True):
+            row = measured.get((int(pairs.replace(",", "")), name))
+            assert time == ("-" if row is None else f"{1000 * row['seconds']:,.0f}")
+            assert memory == ("-" if row is None else f"{row['extra_mib']:,.0f}")
+    assert content["device"].split(",")[0] in Path("README.md").read_text()
+
+
+def test_the_demos_table():
+    content = json.loads((RESULTS / "demo.json").read_text())
+    for name, *cells in rows("README.md", "method"):
+        row = content[name]
+        assert cells[:4] == [
+            f"{100 * row['clean']:.1f}",
+            f"{100 * row['adversarial']:.1f}",
+            f"{row['upper']:.1f}",
+            f"{row['lower']:.2f}",
+        ]
+        assert cells[4] == f"{row['seconds_per_step']:.3f}"
+
+
+def test_the_robustness_tables():
+    runs = json.loads((RESULTS / "robustness.json").read_text())
+    corpora = list(runs["standard"])
+    header = Path("docs/robustness.md").read_text().split("| corpus |")[1].splitlines()[0]
+    names = [name.strip() for name in header.strip(" |").split("|")]
+    assert set(names) < set(runs)
+    shown = rows("docs/robustness.md", "corpus")
+    assert [row[0] for row in shown] == corpora
+    for corpus, *cells in shown:
+        for name, cell in zip(names, cells, strict=True):
+            result = runs[name][corpus]
+            half = 100 * (result["high"] - result["low"]) / 2
+            assert cell == f"{100 * result['accuracy']:.1f} ± {half:.1f}"
+    for corpus, ours, _ in rows("docs/robustness.md", "check"):
+        assert ours == f"{100 * runs['full'][corpus]['accuracy']:.1f}"
+
+
+@pytest.mark.parametrize("document", ["README.md", *map(str, Path("docs").glob("*.md"))])
+def test_nothing_is_left_to_be_filled_in(document):
+    text = Path(document).read_text(encoding="utf-8")
+    assert not re.findall(r"^[A-Z_]{6,}$", text, flags=re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (Path(document).parent / target).exists(), target
