@@ -1,1 +1,1 @@
-"""Corpora, tokenization and the generated demo corpus; import from the modules, so that the package itself stays light."""
+"""Corpora, tokenization, the generated demo corpus; import from the modules, so that the package itself stays light."""
