@@ -69,7 +69,8 @@ def test_ascending_the_bound_finds_dependence_and_stays_below_log_n():
     assert 1.0 < bound <= math.log(64)
 
 
-def test_info_nce_passes_implementation_on():
+def test_info_nce_passes_implementation_on(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x, y = normal(5, 6), normal(5, 4)
     critic = InfoNCE(6, 4, implementation="reference").double()
     parameters = [parameter.detach() for parameter in critic.parameters()]
