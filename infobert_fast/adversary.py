@@ -22,8 +22,11 @@ class FreeLB:
     and :func:`infobert_fast.functional.freelb_step` for the formulas.
 
     Args:
-        adv_lr: length of an ascent. adv_init_mag: magnitude of the random start. adv_max_norm: radius of the
-            projection, 0 for none. adv_steps: passes K of a step. norm_type: ``"l2"`` or ``"linf"``.
+        adv_lr: length of an ascent.
+        adv_init_mag: magnitude of the random start.
+        adv_max_norm: radius of the projection, 0 for none.
+        adv_steps: passes K of a step.
+        norm_type: ``"l2"`` or ``"linf"``.
 
     Raises:
         ValueError: for negative magnitudes, fewer than one step, or an unknown norm.

@@ -20,7 +20,8 @@ class InfoNCE(nn.Module):
     loss.
 
     Args:
-        x_dim, y_dim: widths of local and global features. hidden_dim: width of the critic.
+        x_dim, y_dim: widths of local and global features.
+        hidden_dim: width of the critic.
         implementation, precision: passed on to :func:`infobert_fast.functional.info_nce`.
 
     Example:
@@ -88,7 +89,9 @@ class CLUBv2(nn.Module):
     ``mi_est`` is exact and costs O(M d); ``mi_est_sample`` draws one partner per row.
 
     Args:
-        x_dim, lr: accepted as the reference's. y_dim: width of y. beta: the weight ``update`` multiplies with.
+        x_dim, lr: accepted as the reference's.
+        y_dim: width of y.
+        beta: the weight ``update`` multiplies with.
     """
 
     def __init__(self, x_dim: int, y_dim: int, lr: float = 1e-3, beta: float = 0) -> None:
@@ -121,7 +124,9 @@ class CLUB(nn.Module):
     reference lets the likelihood's gradient leak into the encoder.)
 
     Args:
-        x_dim, y_dim: widths. lr: of q's Adam, ``optimizer``. beta: the weight ``update`` multiplies with.
+        x_dim, y_dim: widths.
+        lr: of q's Adam, ``optimizer``.
+        beta: the weight ``update`` multiplies with.
 
     Attributes:
         version: 0 takes ``[N, x_dim]`` and ``[N, y_dim]`` as they are; 1 flattens leading dimensions first.

@@ -46,7 +46,8 @@ class InformationBottleneck(nn.Module):
     ============== ======= ====================================================================================
 
     Args:
-        kind: as above. sampling: ``"exact"`` averages over every partner, ``"sampled"`` draws one (the reference).
+        kind: as above.
+        sampling: ``"exact"`` averages over every partner, ``"sampled"`` draws one (the reference).
         hidden_size, max_length: for the learned kinds, whose network ``club`` has its own optimiser and must not be
             given to another.
         average: let the learned kinds average their likelihood gradient over all ranks.
@@ -83,7 +84,8 @@ class InformationBottleneck(nn.Module):
 
         Args:
             embedded, last_hidden: ``[batch, length, hidden]``, the embedding block's output and the encoder's.
-            attention_mask: ``[batch, length]``. lengths: tokens per sentence, known on the host.
+            attention_mask: ``[batch, length]``.
+            lengths: tokens per sentence, known on the host.
             generator: draws the partners of ``"sampled"``, on the device of the states.
         """
         if self.kind in ("tokens", "sentence"):
@@ -142,10 +144,12 @@ class AnchoredFeature(nn.Module):
 
         Args:
             critic: owns the critic's weights; a submodule of the model, so that they are reduced, saved and clipped
-            with it.
-            embedded: ``[batch, length, hidden]``. sentence: ``[batch, hidden]``.
+                with it.
+            embedded: ``[batch, length, hidden]``.
+            sentence: ``[batch, hidden]``.
             grad: ``[batch, length, hidden]``, of the loss with respect to the perturbation.
-            attention_mask: ``[batch, length]``. lengths: tokens per sentence, known on the host.
+            attention_mask: ``[batch, length]``.
+            lengths: tokens per sentence, known on the host.
         """
         anchors = functional.anchor_indices(grad, attention_mask, self.cl, self.ch, lengths=lengths, validate=False)
         pairs = anchors.shape[0]

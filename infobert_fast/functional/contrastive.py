@@ -46,14 +46,15 @@ def info_nce(
     Args:
         local: ``[M, x_dim]`` local features.
         global_: ``[B, y_dim]`` global features; rows may be distinct ones that several pairs share through
-        ``pair_index``. w1, b1, w2, b2: the critic: ``[H, x_dim + y_dim]``, ``[H]``, ``[1, H]`` or ``[H]``, ``[1]``.
+            ``pair_index``.
+        w1, b1, w2, b2: the critic: ``[H, x_dim + y_dim]``, ``[H]``, ``[1, H]`` or ``[H]``, ``[1]``.
         local_index, pair_index: int64 ``[P]``.
         chunk_size: pairs per chunk; None makes every pair of the call a negative of every other.
         implementation: see :mod:`infobert_fast.functional`.
         precision: ``"exact"`` (float32 arithmetic) or ``"fast"`` (half-precision tensor cores where a kernel has them;
             elsewhere the same as exact).
         validate: read and check index values too: on a CPU unless False, on a GPU only if True (it waits for the
-        device).
+            device).
 
     Returns:
         A scalar, differentiable once in all six tensors; float32 for half-precision inputs. NaN in gives NaN out.

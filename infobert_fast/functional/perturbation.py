@@ -32,7 +32,8 @@ def freelb_init(
     Args:
         embeddings: ``[batch, length, d]``; only its shape, dtype and device matter. In half precision most of a
             perturbation would round away, so delta is float32 at least.
-        attention_mask: ``[batch, length]`` of 0 and 1. generator: on the device of ``embeddings``.
+        attention_mask: ``[batch, length]`` of 0 and 1.
+        generator: on the device of ``embeddings``.
         adv_init_mag: the magnitude, >= 0; 0 gives zeros and draws nothing.
 
     Returns:
@@ -76,7 +77,9 @@ def freelb_step(
     makes its perturbation NaN.
 
     Args:
-        delta, grad: ``[batch, length, d]``. attention_mask: ``[batch, length]``. adv_lr, adv_max_norm: >= 0.
+        delta, grad: ``[batch, length, d]``.
+        attention_mask: ``[batch, length]``.
+        adv_lr, adv_max_norm: >= 0.
 
     Returns:
         The next delta, in delta's dtype, without graph.

@@ -55,8 +55,9 @@ def club(
     It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise.
 
     Args:
-        y: ``[..., d]`` rows of any float dtype. mask: ``[...]``, 1 where a row counts, 0 elsewhere; all rows where
-            None. A masked row may hold anything, NaN too.
+        y: ``[..., d]`` rows of any float dtype.
+        mask: ``[...]``, 1 where a row counts, 0 elsewhere; all rows where None. A masked row may hold anything, NaN
+            too.
         implementation, validate: see :mod:`infobert_fast.functional`; mask values are read on a CPU unless False.
 
     Returns:
@@ -86,7 +87,8 @@ def club_sampled(
     """Sampled CLUB ``mean_m 1/2 ||y_m - y_index[m]||^2``; its expectation over uniform ``index`` is :func:`club`.
 
     Args:
-        y: ``[..., d]``. index: int64, one row number of the flattened y for each row (:func:`sample_rows` draws them).
+        y: ``[..., d]``.
+        index: int64, one row number of the flattened y for each row (:func:`sample_rows` draws them).
         mask: ``[...]``, 1 where a row m counts; ``index`` must point to counted rows itself.
         implementation, validate: as in :func:`club`.
 

@@ -65,7 +65,8 @@ def infobert_step(
 
     Args:
         objective: the terms and the adversary.
-        input_ids, attention_mask: ``[batch, length]``. lengths: tokens per sentence, known on the host.
+        input_ids, attention_mask: ``[batch, length]``.
+        lengths: tokens per sentence, known on the host.
         word_embeddings: ids to ``[batch, length, d]``; delta is added to its result.
         forward: from perturbed embeddings to a :class:`Pass`. Called K times.
         backward: called with a loss and whether it is the micro-batch's last; accumulates.
