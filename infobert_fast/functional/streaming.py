@@ -22,7 +22,7 @@ def _block_elements(device: torch.device) -> int:
     """Elements of one block of hidden activations.
 
     On a CPU 2^21 float32, 8 MiB: within the last-level cache, and large enough for the arithmetic to hide the dispatch
-    of a block's few operators (2^19 is 1.5 to 1.7 times slower, 2^22 no faster, at N = 512 and 2048, H = 300, two
+    of a block's few operators (2^19 was 1.5 to 1.7 times slower, 2^22 no faster, at N = 512 and 2048, H = 300, two
     cores). On an accelerator launches weigh more: 2^25.
     """
     return 1 << (21 if device.type == "cpu" else 25)
