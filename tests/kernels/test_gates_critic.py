@@ -1,11 +1,6 @@
-"""What the compiler makes of the kernels for chips that are not here: spills, registers, memory, instructions."""
+"""What the compiler makes of the critic's kernels for chips that are not here: spills, registers, instructions."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import aot
 import pytest
 import triton
 
@@ -22,15 +17,7 @@ REGISTERS, SPILL_BYTES = (192, 16) if OLD else (168, 0)
 
 @pytest.fixture(scope="module")
 def table():
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("aot.py")
-    done = subprocess.run([sys.executable, script, "--json"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
-def label(row):
-    return f"{row['name']} on sm_{row['capability']}"
+    return aot.table("critic")
 
 
 def test_every_kernel_is_there(table):
@@ -42,16 +29,16 @@ def test_every_kernel_is_there(table):
 
 
 def test_nothing_spills(table):
-    assert {label(row): row["stack"] for row in table if row["stack"] > SPILL_BYTES} == {}
+    assert aot.above(table, "stack", SPILL_BYTES) == {}
 
 
 def test_shared_memory(table):
-    assert {label(row): row["shared"] for row in table if row["shared"] > SHARED_BYTES} == {}
+    assert aot.above(table, "shared", SHARED_BYTES) == {}
 
 
 def test_registers_leave_room_for_several_programs(table):
     exact = [row for row in table if row["capability"] == 90 and not row["name"].startswith("fast")]
-    assert {label(row): row["registers"] for row in exact if row["registers"] > REGISTERS} == {}
+    assert aot.above(exact, "registers", REGISTERS) == {}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +49,7 @@ def test_registers_leave_room_for_several_programs(table):
 def test_instructions_per_pair_and_hidden_unit(table, kernels, ceiling):
     rows = [row for row in table if row["name"].startswith(kernels) and row["per_unit"] is not None]
     assert rows
-    assert {label(row): row["per_unit"] for row in rows if row["per_unit"] > ceiling} == {}
+    assert aot.above(rows, "per_unit", ceiling) == {}
 
 
 def test_the_fast_preset_uses_tensor_cores(table):

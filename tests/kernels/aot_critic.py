@@ -1,0 +1,75 @@
+"""The concat-MLP critic's kernels, each with the sizes and types that it is launched with."""
+
+from aot import only, typed
+
+from infobert_fast.kernels import chunks, fast_scores, mask_sums, operands, scores
+
+ABS_ADD, MASKED_ADD, PACKED_RELU = r"FADD2? [^;]*\|", r"FFMA2? ", r"HFMA2\.RELU"
+
+
+def variants():
+    """(name, kernel, arguments, num_warps, pattern of the instruction that each pair-unit has once, or None)."""
+    index = {"local_ptr": "*i64:16", "pair_ptr": "*i64:16"}
+    pads = dict.fromkeys(("pad_i", "pad_j", "a_step", "b_step", "first_i", "block_i"), "i32:16")
+    score = pads | {"bounds_ptr": "*i32:16", "j_per_split": "i32:16", "BI": 16}
+    for warps in (1, 4):
+        for keep in (True, False):
+            kernel, tile = scores.logsumexp_kernel, {"BL": 32 * warps, "KEEP": keep}
+            yield f"logsumexp, {warps} warps, keep={keep}", kernel, only(kernel, score | tile), warps, ABS_ADD
+        for kept in (True, False):
+            kernel, tile = scores.weights_kernel, {"BL": 32 * warps, "KEPT": kept}
+            unit = None if kept else ABS_ADD
+            yield f"weights, {warps} warps, kept={kept}", kernel, only(kernel, score | tile), warps, unit
+    for keep in (True, False):
+        half = dict.fromkeys(("a_ptr", "b_ptr", "w_ptr"), "*fp16:16")
+        sizes = {
+            "BI": fast_scores.ROWS,
+            "BJ": fast_scores.COLUMNS,
+            "BK": fast_scores.UNITS,
+            "STAGES": fast_scores.STAGES,
+        }
+        kernel, switches = fast_scores.fast_logsumexp_kernel, {"KEEP": keep, "PACKED": True, "row_step": "i32:16"}
+        arguments = only(kernel, score | half | sizes | switches)
+        yield f"fast_logsumexp, keep={keep}", kernel, arguments, fast_scores.WARPS, PACKED_RELU
+    yield "merge", scores.merge_kernel, typed(scores.merge_kernel, BR=32, BK=32), 4, None
+    segment = typed(mask_sums.segment_sum_kernel, order_ptr="*i64:16", start_ptr="*i64:16", BP=16, BH=64)
+    yield "segment_sum", mask_sums.segment_sum_kernel, segment, 1, None
+    for dtype in ("fp32", "bf16", "fp16"):
+        x = f"*{dtype}:16"
+        operand = typed(
+            operands.operand_kernel, x_ptr=x, w_ptr=x, index_ptr="*i64:16", order_ptr="*i32:16", bounds_ptr="*i32:16",
+            stride_unit=1, n_pad="i32:16", n_slots="i32:16", out_step="i32:16", BR=32, BS=32, HAS_INDEX=True,
+        )  # fmt: skip
+        yield f"operand, {dtype}", operands.operand_kernel, operand, 4, None
+        for accumulate in (True, False):
+            sums = typed(
+                mask_sums.mask_sum_kernel, x_ptr=x, y_ptr=x, x_unit=1, y_unit=1,
+                first_r="i32:16", first_k="i32:16", block_r="i32:16", block_k="i32:16",
+                BR=mask_sums.SUM_ROWS, BH=mask_sums.SUM_UNITS, ACCUMULATE=accumulate,
+            )  # fmt: skip
+            yield f"mask_sum, {dtype}, accumulate={accumulate}", mask_sums.mask_sum_kernel, sums, 1, MASKED_ADD
+        finish = typed(
+            mask_sums.finish_kernel, x_ptr=x, w_ptr=x, dx_ptr=x, x_unit=1, rows_per_program="i32:16",
+            BR=16, BH=mask_sums.SUM_UNITS, NEED_X=True, NEED_W=True,
+        )  # fmt: skip
+        yield f"finish, {dtype}", mask_sums.finish_kernel, finish, 4, None
+        rows = {"a_ptr": x, "b_ptr": x, "w_ptr": x, "a_unit": 1, "b_unit": 1, "LOCAL": True, "PAIR": True} | index
+        for C in (16, 32, 64):
+            forward = typed(chunks.chunk_forward_kernel, **rows, b2_ptr=x, C=C, BI=chunks.ROWS, BH=chunks.FORWARD_UNITS)
+            yield f"chunk_forward, {dtype}, {C}", chunks.chunk_forward_kernel, forward, C // 8, None
+            backward = typed(
+                chunks.chunk_backward_kernel,
+                **rows,
+                C=C,
+                BH=chunks.BACKWARD_UNITS,
+                NEED_A=True,
+                NEED_B=True,
+                NEED_W=True,
+            )
+            yield (
+                f"chunk_backward, {dtype}, {C}",
+                chunks.chunk_backward_kernel,
+                backward,
+                chunks.backward_warps(C),
+                None,
+            )
