@@ -9,7 +9,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from infobert_fast import cli
+from infobert_fast.cli import files, main, train
+from infobert_fast.training import run
 
 
 def write(path, **settings):
@@ -20,7 +21,7 @@ def write(path, **settings):
 def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path):
     config = tmp_path / "a.yaml"
     config.write_text("learning_rate: 2e-5\nalpha: 1e-2\nadv_steps: 2\ntrain_data: [a.jsonl, b.jsonl]\n")
-    model_args, data_args, args = cli.parse_training(
+    model_args, data_args, args = train.parse_training(
         [str(config), "--adv_steps", "4", "--version", "-1", "--model_name_or_path", "m", "--bf16", "False"]
     )
     assert (args.learning_rate, args.alpha, args.adv_steps, args.version) == (2e-5, 1e-2, 4, -1)
@@ -31,36 +32,38 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
 
 def test_yaml_sources_may_be_mappings(tmp_path):
     config = write(tmp_path / "a.yaml", train_data=[{"path": "a.jsonl", "limit": 3}], output_dir="out")
-    assert cli.parse_training([config])[1].train_data == [{"path": "a.jsonl", "limit": 3}]
+    assert train.parse_training([config])[1].train_data == [{"path": "a.jsonl", "limit": 3}]
 
 
 def test_one_source_needs_no_list(tmp_path):
     config = write(tmp_path / "a.yaml", train_data="a.jsonl", eval_data={"path": "b.jsonl"}, output_dir="out")
-    data_args = cli.parse_training([config])[1]
+    data_args = train.parse_training([config])[1]
     assert (data_args.train_data, data_args.eval_data) == (["a.jsonl"], [{"path": "b.jsonl"}])
 
 
 def test_bfloat16_is_the_default_only_where_nothing_contradicts_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert cli._defaults({})["bf16"]
-    assert not any(cli._defaults(chosen)["bf16"] for chosen in ({"fp16": True}, {"use_cpu": True}, {"deepspeed": "z"}))
+    assert train._defaults({})["bf16"]
+    assert not any(
+        train._defaults(chosen)["bf16"] for chosen in ({"fp16": True}, {"use_cpu": True}, {"deepspeed": "z"})
+    )
 
 
 def test_deepspeed_configurations_by_name(tmp_path, capsys):
-    args = cli.parse_training(["--deepspeed", "zero2_bf16", "--output_dir", str(tmp_path), "--use_cpu", "True"])[2]
+    args = train.parse_training(["--deepspeed", "zero2_bf16", "--output_dir", str(tmp_path), "--use_cpu", "True"])[2]
     assert json.loads(Path(args.deepspeed).read_text())["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
-    assert cli.main(["train", "--deepspeed", "zero9"]) == 2
+    assert main(["train", "--deepspeed", "zero9"]) == 2
     assert "`deepspeed` was 'zero9', which is no file; ready ones are zero2, zero2_bf16" in capsys.readouterr().err
 
 
 def test_deepspeeds_launcher_may_name_the_rank_first(capsys):
-    assert cli.main(["--local_rank=0", "--help"]) == 0
-    assert "anli_roberta_large" in capsys.readouterr().out
+    assert main(["--local_rank=0", "--help"]) == 0
+    assert "evaluate MODEL" in capsys.readouterr().out
 
 
 def test_published_settings_parse():
-    model_args, data_args, args = cli.parse_training(["anli_roberta_large"])
+    model_args, data_args, args = train.parse_training(["anli_roberta_large"])
     assert (args.learning_rate, args.alpha, args.beta, args.adv_steps, args.cl, args.ch) == (
         2e-5,
         5e-3,
@@ -92,7 +95,7 @@ def test_dropout_under_another_name_is_refused(tmp_path):
 
 
 def test_the_example_configuration_parses():
-    args = cli.parse_training(["examples/nli.yaml"])[2]
+    args = train.parse_training(["examples/nli.yaml"])[2]
     assert (args.version, args.adv_steps, args.learning_rate, args.cl, args.ch) == (6, 3, 1e-4, 0.5, 0.9)
 
 
@@ -111,7 +114,7 @@ def test_train_then_evaluate(nli_folder, tmp_path, capsys):
         use_cpu=True,
         disable_tqdm=True,
     )
-    assert cli.main(["train", config, "--output_dir", str(out), "--alpha", "0.1", "--report_to", "tensorboard"]) == 0
+    assert main(["train", config, "--output_dir", str(out), "--alpha", "0.1", "--report_to", "tensorboard"]) == 0
     printed = capsys.readouterr()
     assert "resolved configuration" in printed.err
     assert "'afr_lower_bound'" in printed.out
@@ -126,7 +129,7 @@ def test_train_then_evaluate(nli_folder, tmp_path, capsys):
 
     results = tmp_path / "deep" / "results.json"
     command = ["evaluate", str(out), "--data", f"clean={nli_folder / 'test.jsonl'}", "--output", str(results)]
-    assert cli.main(command) == 0
+    assert main(command) == 0
     result = json.loads(results.read_text())["clean"]
     assert result["accuracy"] == pytest.approx(accuracy)
     assert result["examples"] == 48
@@ -135,8 +138,6 @@ def test_train_then_evaluate(nli_folder, tmp_path, capsys):
 
 
 def test_training_data_can_be_limited_at_random(nli_folder, tmp_path):
-    from infobert_fast.training.run import build_trainer, train
-
     config = write(
         tmp_path / "run.yaml",
         model_name_or_path=str(nli_folder / "model"),
@@ -147,17 +148,17 @@ def test_training_data_can_be_limited_at_random(nli_folder, tmp_path):
         report_to="none",
         use_cpu=True,
     )
-    model_args, data_args, args = cli.parse_training(
+    model_args, data_args, args = train.parse_training(
         [config, "--train_limit", "8", "--per_device_train_batch_size", "4", "--version", "-1"]
     )
-    assert "eval_loss" not in train(build_trainer(model_args, data_args, args))
+    assert "eval_loss" not in run.train(run.build_trainer(model_args, data_args, args))
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 2
 
 
 def test_dropout_and_labels_reach_the_model(nli_folder, tmp_path):
     arguments = ["--model_name_or_path", str(nli_folder / "model"), "--train_data", str(nli_folder / "train.jsonl")]
     arguments += ["--output_dir", str(tmp_path), "--max_steps", "1", "--use_cpu", "True", "--save_strategy", "no"]
-    assert cli.main(["train", *arguments, "--hidden_dropout_prob", "0.3", "--report_to", "none"]) == 0
+    assert main(["train", *arguments, "--hidden_dropout_prob", "0.3", "--report_to", "none"]) == 0
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
     assert config.hidden_dropout_prob == 0.3
     assert config.attention_probs_dropout_prob == 0.1
@@ -167,7 +168,7 @@ def test_dropout_and_labels_reach_the_model(nli_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "the command was 'trian'; it must be train or evaluate"),
+        (["trian"], "infobert trian: there is no such command; it must be train or evaluate"),
         (["train", "absent.yaml"], "`config` was 'absent.yaml', which is no file; published settings are"),
         (["train", "--output_dir", "o"], "`train_data` is empty; name at least one source"),
         (
@@ -183,20 +184,20 @@ def test_refusals(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("a: [1,")
     (tmp_path / "one.jsonl").write_text('{"premise": "a", "hypothesis": "b", "label": "neutral"}\n')
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 def test_unknown_names_are_errors(tmp_path, capsys):
     config = write(tmp_path / "a.yaml", learning_rat=1.0)
-    assert cli.main(["train", config]) == 2
+    assert main(["train", config]) == 2
     assert "sets learning_rat, which no argument is called" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        cli.main(["train", "--learning_rat", "1"])
+        main(["train", "--learning_rat", "1"])
     assert "--learning_rat" in capsys.readouterr().err
     listing = tmp_path / "list.yaml"
     listing.write_text("- a\n")
-    assert cli.main(["train", str(listing)]) == 2
+    assert main(["train", str(listing)]) == 2
     assert "must be a mapping of argument names to values" in capsys.readouterr().err
 
 
@@ -204,5 +205,5 @@ def test_a_result_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("old")
     with pytest.raises(TypeError):
-        cli._write_json(path, {"x": torch.zeros(1)})
+        files.write_json(path, {"x": torch.zeros(1)})
     assert path.read_text() == "old"

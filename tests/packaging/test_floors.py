@@ -27,7 +27,6 @@ FLOORS = [
     {"infobert_fast.evaluation"},
     {"infobert_fast"},
     {"infobert_fast.cli"},
-    {"infobert_fast.__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,12 +1,10 @@
-"""The command ``infobert``: parse, call, print."""
+"""``infobert train``: a YAML file's settings, what the command line says over them, and a trainer."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import importlib.util
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,47 +13,14 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
-from infobert_fast.data.corpora import load_many
-from infobert_fast.evaluation.accuracy import Accuracy, evaluate
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
 
-__all__ = ["main", "parse_training"]
+__all__ = ["parse_training", "prepare"]
 
-CONFIGS = Path(__file__).parent / "configs"
-USAGE = """usage: infobert train CONFIG.yaml [--name value ...]      fine-tune; published settings by name: {configs}
-       infobert train --help                              every argument
-       infobert evaluate MODEL --data SOURCE [SOURCE ...] [--output FILE.json] [--max_length N] [--batch_tokens N]
-
-Launch on several GPUs with `torchrun --nproc_per_node N -m infobert_fast.cli train CONFIG.yaml ...`, or with
-`deepspeed --module infobert_fast.cli train CONFIG.yaml --deepspeed zero2 ...`."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 with a message on stderr for what was wrong before the work began."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0].startswith(
-        "--local_rank"
-    ):  # DeepSpeed's launcher puts it first, and says it in LOCAL_RANK too
-        del given[0]
-    command, *rest = given or ["--help"]
-    try:
-        if command == "train":
-            work = _prepare_training(rest)
-        elif command == "evaluate":
-            work = _prepare_evaluation(rest)
-        elif command in ("-h", "--help"):
-            print(USAGE.format(configs=_config_names()))
-            return 0
-        else:
-            raise ValueError(f"the command was {command!r}; it must be train or evaluate: see infobert --help")
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
-        print(f"infobert {command}: {error}", file=sys.stderr)
-        return 2
-    work()
-    return 0
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, InfoBertArguments]:
@@ -68,7 +33,7 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
     parser = HfArgumentParser(kinds, prog="infobert train", allow_abbrev=False)
     for action in parser._actions:  # only what is given on the command line may override the file
         action.default, action.required = argparse.SUPPRESS, False
-    parser.add_argument("config", nargs="?", help="a YAML file, or the name of a published setting")
+    parser.add_argument("config", nargs="?", help=f"a YAML file, or the name of a published setting: {_config_names()}")
     given = vars(parser.parse_args(list(arguments)))
     settings = _read_config(given.pop("config"), parser) | given
     settings = _defaults(settings) | settings
@@ -82,7 +47,8 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
     return cast(ModelArguments, model_args), cast(DataArguments, data_args), cast(InfoBertArguments, args)
 
 
-def _prepare_training(arguments: Sequence[str]) -> Callable[[], Any]:
+def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
+    """Show the resolved configuration and read data and model; the work is the training."""
     model_args, data_args, args = parse_training(arguments)
     console = Console(stderr=True, quiet=not args.should_log)
     table = Table("argument", "value", title="resolved configuration")
@@ -96,32 +62,6 @@ def _prepare_training(arguments: Sequence[str]) -> Callable[[], Any]:
     console.print(table)
     trainer = build_trainer(model_args, data_args, args)
     return lambda: train(trainer)
-
-
-def _prepare_evaluation(arguments: Sequence[str]) -> Callable[[], Any]:
-    parser = argparse.ArgumentParser(prog="infobert evaluate", allow_abbrev=False)
-    parser.add_argument("model", help="a fine-tuned model's folder, or its name on the hub")
-    parser.add_argument("--data", nargs="+", required=True, help="sources: [name=]path[#field][:split]")
-    parser.add_argument("--output", type=Path, help="also write the table here, as JSON")
-    parser.add_argument("--max_length", type=int, default=128, help="longest pair in tokens")
-    parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
-    given = parser.parse_args(list(arguments))
-    corpora = load_many(given.data)
-    model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    return lambda: _evaluate(given, model, tokenizer, corpora)
-
-
-def _evaluate(given: argparse.Namespace, model: Any, tokenizer: Any, corpora: dict[str, Any]) -> None:
-    results = evaluate(model, tokenizer, corpora, max_length=given.max_length, batch_tokens=given.batch_tokens)
-    table = Table("corpus", "accuracy %", "95 % interval", "examples", title=given.model)
-    for name, result in results.items():
-        low, high = result.interval
-        table.add_row(name, f"{100 * result.value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(result.count))
-    Console().print(table)
-    if given.output is not None:
-        _write_json(given.output, {name: _as_dict(result) for name, result in results.items()})
 
 
 def _read_config(name: str | None, parser: HfArgumentParser) -> dict[str, Any]:
@@ -158,20 +98,3 @@ def _defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config_names() -> str:
     return ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml"))) or "none"
-
-
-def _as_dict(result: Accuracy) -> dict[str, Any]:
-    low, high = result.interval
-    return {"accuracy": result.value, "low": low, "high": high, "examples": result.count}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Whole or not at all: written beside the target, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
