@@ -30,6 +30,18 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
     assert model_args.model_name_or_path == "m"
 
 
+def test_an_objective_takes_back_what_the_file_says_of_it(tmp_path):
+    """`infobert train anli_roberta_large --objective vanilla` means the published setting, otherwise."""
+    args = train.parse_training(["anli_roberta_large", "--objective", "vanilla"])[2]
+    assert (args.version, args.adv_steps, args.adv_init_mag, args.learning_rate) == (-1, 1, 0.0, 2e-5)
+    args = train.parse_training(["anli_roberta_large", "--objective", "freelb"])[2]
+    assert (args.version, args.adv_steps, args.adv_lr) == (-1, 3, 4e-2)
+    with pytest.raises(ValueError, match="`adv_steps` was 2 with `objective` 'smart'"):
+        train.parse_training(["anli_roberta_large", "--objective", "smart", "--adv_steps", "2"])
+    with pytest.raises(ValueError, match="`version` was 6 with `objective` 'rdrop'"):
+        train.parse_training([write(tmp_path / "a.yaml", objective="rdrop", version=6, output_dir="out")])
+
+
 def test_yaml_sources_may_be_mappings(tmp_path):
     config = write(tmp_path / "a.yaml", train_data=[{"path": "a.jsonl", "limit": 3}], output_dir="out")
     assert train.parse_training([config])[1].train_data == [{"path": "a.jsonl", "limit": 3}]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import HfArgumentParser
 
-from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.arguments import InfoBertArguments, decided_by
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
 
 __all__ = ["parse_training", "prepare"]
@@ -26,6 +26,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, InfoBertArguments]:
     """A YAML file's settings, then ``--name value`` over them. Unknown names in either are errors.
 
+    ``--objective`` takes back what the file says of the arguments that it decides: ``version`` and the adversary's.
+
     Raises:
         ValueError, FileNotFoundError: for an unknown name or file, or a value that an argument does not take.
     """
@@ -35,7 +37,10 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
         action.default, action.required = argparse.SUPPRESS, False
     parser.add_argument("config", nargs="?", help=f"a YAML file, or the name of a published setting: {_config_names()}")
     given = vars(parser.parse_args(list(arguments)))
-    settings = _read_config(given.pop("config"), parser) | given
+    file = _read_config(given.pop("config"), parser)
+    if "objective" in given:  # it also takes back what the file says of the arguments that it decides
+        file = {name: value for name, value in file.items() if name not in decided_by(given["objective"])}
+    settings = file | given
     settings = _defaults(settings) | settings
     if isinstance(engine := settings.get("deepspeed"), str) and not Path(engine).is_file():
         packaged = CONFIGS / "deepspeed" / f"{engine}.json"

@@ -1,6 +1,7 @@
 """The trainer's arguments: transformers' own and the published hyper-parameters under their published names."""
 
 from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
@@ -8,8 +9,19 @@ from infobert_fast import checks
 from infobert_fast.adversary import FreeLB
 from infobert_fast.functional import NormType
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, Negatives, Sampling
+from infobert_fast.training.smoothness import R3F, SMART, Divergence, Noise, RDrop, SmoothnessObjective
 
-__all__ = ["InfoBertArguments"]
+__all__ = ["InfoBertArguments", "decided_by"]
+
+ObjectiveName = Literal["infobert", "vanilla", "freelb", "smart", "r3f", "rdrop"]
+# Arguments that an objective decides; "infobert" leaves all of them open, at the values published for ANLI.
+OPEN: dict[str, Any] = {"version": 6, "adv_init_mag": 8e-2, "adv_steps": 3, "adv_start_step": 0}
+STANDARD: dict[str, Any] = {"version": -1, "adv_init_mag": 0.0, "adv_steps": 1, "adv_start_step": 0}
+
+
+def decided_by(objective: str) -> dict[str, Any]:
+    """The arguments that an objective decides, with the only values that they can have beside it."""
+    return {"infobert": {}, "freelb": {"version": -1}}.get(objective, STANDARD)
 
 
 @dataclass
@@ -20,17 +32,26 @@ class InfoBertArguments(TrainingArguments):
         ValueError: for a value outside what an argument may be, naming both.
     """
 
+    objective: ObjectiveName = field(
+        default="infobert",
+        metadata={
+            "help": "infobert: `version` and `adv_*` as they are set; vanilla: the task loss alone; freelb: "
+            "adversarial training alone; smart, r3f, rdrop: the task loss and a smoothness term, see `smart_*`, "
+            "`r3f_*`, `rdrop_*`."
+        },
+    )
     alpha: float = field(
         default=5e-3, metadata={"help": "Weight of the anchored-feature regulariser (a lower bound, pushed up)."}
     )
     beta: float = field(
         default=5e-3, metadata={"help": "Weight of the information bottleneck (an upper bound, pushed down)."}
     )
+    # Unset, an argument of OPEN takes the value that `objective` gives it; from __post_init__ on it has one.
     version: int = field(
-        default=6,
+        default=None,  # type: ignore[assignment]
         metadata={
             "help": "-1 no regulariser; 0, 1 learned CLUB (whole embeddings, tokens); 2, 3 CLUBv2 (sentences, tokens); "
-            "4 anchored features alone; 5 = 2 and anchored; 6 = 3 and anchored (the paper)."
+            "4 anchored features alone; 5 = 2 and anchored; 6 = 3 and anchored (the paper, and if unset)."
         },
     )
     cl: float = field(
@@ -41,17 +62,20 @@ class InfoBertArguments(TrainingArguments):
     )
     adv_lr: float = field(default=4e-2, metadata={"help": "Length of one ascent of the perturbation."})
     adv_init_mag: float = field(
-        default=8e-2, metadata={"help": "Magnitude of the perturbation's random start; 0 for none."}
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Magnitude of the perturbation's random start, 8e-2 if unset; 0 for none."},
     )
     adv_max_norm: float = field(
         default=0.0, metadata={"help": "Largest norm of the perturbation; 0 for no projection."}
     )
     adv_steps: int = field(
-        default=3, metadata={"help": "Passes per step; 1 with adv_init_mag 0 is standard fine-tuning."}
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Passes per step, 3 if unset; 1 with adv_init_mag 0 is standard fine-tuning."},
     )
     norm_type: NormType = field(default="l2", metadata={"help": "Norm of the perturbation, per sentence: l2 or linf."})
     adv_start_step: int = field(
-        default=0, metadata={"help": "Optimisation step from which the adversary acts; standard passes before it."}
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Optimisation step from which the adversary acts, 0 if unset; standard passes before it."},
     )
     ib_sampling: Sampling = field(
         default="exact",
@@ -66,6 +90,23 @@ class InfoBertArguments(TrainingArguments):
     critic_hidden_dim: int = field(default=300, metadata={"help": "Width of the InfoNCE critic."})
     ib_max_length: int = field(default=128, metadata={"help": "Version 0: length the embedding layer is padded to."})
 
+    smart_weight: float = field(default=1.0, metadata={"help": "SMART: weight of the smoothness term."})
+    smart_epsilon: float = field(default=1e-5, metadata={"help": "SMART: largest entry of the perturbation."})
+    smart_step_size: float = field(default=1e-3, metadata={"help": "SMART: step of an ascent along the gradient."})
+    smart_noise_std: float = field(default=1e-5, metadata={"help": "SMART: deviation of the random start."})
+    smart_steps: int = field(default=1, metadata={"help": "SMART: ascents."})
+    r3f_weight: float = field(default=1.0, metadata={"help": "R3F: weight of the smoothness term."})
+    r3f_scale: float = field(default=1e-5, metadata={"help": "R3F: half width or deviation of the noise."})
+    r3f_noise: Noise = field(default="uniform", metadata={"help": "R3F: uniform or normal noise."})
+    rdrop_weight: float = field(default=1.0, metadata={"help": "R-Drop: weight of the halved symmetric KL divergence."})
+    smoothness_dropout: Literal["fresh", "same"] = field(
+        default="fresh",
+        metadata={
+            "help": "SMART and R3F: fresh dropout masks in the second pass, as the published codes; or the same masks, "
+            "so that the two predictions differ by the perturbation alone."
+        },
+    )
+
     # The stock default reads the loss on the host at every micro-step and replaces a NaN by an average.
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -78,6 +119,17 @@ class InfoBertArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        checks.choice("objective", self.objective, get_args(ObjectiveName))
+        decided = decided_by(self.objective)
+        for name, default in OPEN.items():
+            value = getattr(self, name)
+            if value is None:
+                setattr(self, name, decided.get(name, default))
+            elif name in decided and value != decided[name]:
+                raise ValueError(
+                    f"`{name}` was {value} with `objective` {self.objective!r}, which makes it {decided[name]}: leave "
+                    f"it unset, or use objective 'infobert', which takes every `{name}`"
+                )
         super().__post_init__()
         checks.number("alpha", self.alpha, low=0.0)
         checks.number("beta", self.beta, low=0.0)
@@ -88,7 +140,14 @@ class InfoBertArguments(TrainingArguments):
         checks.positive_integer("ib_max_length", self.ib_max_length)
         checks.choice("ib_sampling", self.ib_sampling, ("exact", "sampled"))
         AnchoredFeature(self.cl, self.ch, self.negatives)
-        self.adversary()
+        adversary = self.adversary()
+        if self.objective == "freelb" and not adversary.perturbs:
+            raise ValueError(
+                "`adv_steps` was 1 and `adv_init_mag` 0 with `objective` 'freelb', which would perturb nothing: raise "
+                "one, or use objective 'vanilla'"
+            )
+        checks.choice("smoothness_dropout", self.smoothness_dropout, ("fresh", "same"))
+        self.smoothness()
         # None lets the Trainer choose, and it chooses True.
         if self.ddp_find_unused_parameters is not False and self.version in AFR_VERSIONS:
             raise ValueError(
@@ -107,3 +166,16 @@ class InfoBertArguments(TrainingArguments):
         if step is not None and step < self.adv_start_step:
             return FreeLB()
         return FreeLB(self.adv_lr, self.adv_init_mag, self.adv_max_norm, self.adv_steps, self.norm_type)
+
+    def smoothness(self, kind: Divergence = "symmetric_kl") -> SmoothnessObjective | None:
+        """The objective's comparison of two predictions by a divergence; None where it has none."""
+        methods: dict[str, SMART | R3F | RDrop] = {
+            "smart": SMART(
+                self.smart_weight, self.smart_epsilon, self.smart_step_size, self.smart_noise_std, self.smart_steps
+            ),
+            "r3f": R3F(self.r3f_weight, self.r3f_scale, self.r3f_noise),
+            "rdrop": RDrop(self.rdrop_weight),
+        }
+        if self.objective not in methods:
+            return None
+        return SmoothnessObjective(methods[self.objective], kind, self.smoothness_dropout == "same")

@@ -25,11 +25,12 @@ __all__ = ["Objective", "Pass", "infobert_step", "step_seed"]
 
 
 class Pass(NamedTuple):
-    """What a forward returns: the task loss, and ``[batch, length, hidden]`` of embedding block and encoder."""
+    """What a forward returns: task loss, ``[batch, length, hidden]`` of embedding block and encoder, logits by head."""
 
     task_loss: Tensor
     embedded: Tensor
     last_hidden: Tensor
+    logits: tuple[Tensor, ...] = ()
 
 
 @dataclass
@@ -96,7 +97,7 @@ def infobert_step(
                     delta = adversary.start(embeddings, attention_mask, seed)
                 delta.requires_grad_()
                 embeddings = embeddings + delta
-            task_loss, embedded, last_hidden = forward(embeddings)
+            task_loss, embedded, last_hidden, _ = forward(embeddings)
             terms = {"task_loss": task_loss}
             loss = task_loss
             if objective.bottleneck is not None:

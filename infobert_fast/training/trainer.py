@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +20,13 @@ from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, 
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
 from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
+from infobert_fast.training.smoothness import divergence_for, smoothness_step
 from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
 from infobert_fast.training.terms import TermLog
 
 __all__ = ["InfoBertTrainer", "WithLengths"]
 
+HEADS = ("logits", "start_logits", "end_logits")  # what models for sentences and for answers call their predictions
 LEARNED_BOUND = "learned_bound.pt"  # versions 0 and 1, in a checkpoint beside optimizer.pt
 
 
@@ -125,6 +127,9 @@ class InfoBertTrainer(Trainer):
         self._anchored = (
             AnchoredFeature(args.cl, args.ch, args.negatives, args.seed) if args.version in AFR_VERSIONS else None
         )
+        self._smoothness = args.smoothness()
+        if self._smoothness is not None:
+            self._smoothness = args.smoothness(divergence_for(self.model.config))
         self._terms = TermLog()
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._checked = False
@@ -203,7 +208,8 @@ class InfoBertTrainer(Trainer):
             batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
             with autocast():
                 loss, outputs = self.compute_loss(target, batch, return_outputs=True)
-            return Pass(loss, *convert_to_fp32((outputs.hidden_states[0], outputs.hidden_states[-1])))
+            logits = tuple(outputs[name] for name in HEADS if name in outputs)
+            return Pass(loss, *convert_to_fp32((outputs.hidden_states[0], outputs.hidden_states[-1], logits)))
 
         def backward(loss: Tensor, last: bool) -> None:
             if engine is None:
@@ -215,15 +221,20 @@ class InfoBertTrainer(Trainer):
                 engine.backward(loss, scale_wrt_gas=False)
 
         scaler = self.accelerator.scaler
-        terms = infobert_step(
-            Objective(
+        step: Callable[..., Mapping[str, Tensor]]
+        if self._smoothness is not None:
+            step = functools.partial(smoothness_step, self._smoothness)
+        else:
+            objective = Objective(
                 self.args.adversary(self.state.global_step),
                 self._bottleneck,
                 self._anchored,
                 getattr(bare, CRITIC, None),
                 beta=self.args.beta,
                 alpha=self.args.alpha,
-            ),
+            )
+            step = functools.partial(infobert_step, objective)
+        terms = step(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             lengths=inputs["lengths"],

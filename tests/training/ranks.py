@@ -89,11 +89,11 @@ class Watch(TrainerCallback):
         self.reduced_at.append(self.reduced)
 
 
-def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accumulation=1, **settings):
+def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accumulation=1, seed=None, **settings):
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     played = ranks // world  # how many ranks this process plays
     model = make_model(dropout)
-    if settings.get("version", 6) not in (4, 5, 6):
+    if settings.get("version", 6) not in (4, 5, 6) or "objective" in settings:
         del model.mi_estimator
     args = InfoBertArguments(
         str(out / name),
@@ -122,6 +122,8 @@ def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accu
     watch = Watch()
     trainer = InfoBertTrainer(model, args, train_dataset=examples, data_collator=pad, callbacks=[watch])
     watch.trainer = trainer
+    if seed is not None:  # noise that does not tell ranks from micro-batches
+        trainer._seed = lambda: seed
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     trainer.train()
     after = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -176,6 +178,8 @@ def main():
         adv_init_mag=0.5, optim="adamw_torch", learning_rate=1e-2)  # fmt: skip
     # Every second micro-batch, all those of the second rank, is of one-token sentences: no anchor there.
     run("empty", **common, examples=make_examples(16, ([6] * BATCH + [1] * BATCH) * 2), adv_steps=2, **still)
+    run("smart", **common, examples=make_examples(16), objective="smart", accumulation=2, seed=7,
+        smart_epsilon=0.3, smart_step_size=2.0, smart_noise_std=0.2)  # fmt: skip
     run("club", **common, examples=make_examples(16), version=1, adv_steps=2, learning_rate=1e-2, **still)
     if args.deepspeed:
         config = json.loads(Path(args.deepspeed).read_text())

@@ -6,6 +6,8 @@ import pytest
 import transformers
 
 from infobert_fast import InfoBertArguments
+from infobert_fast.training.arguments import OPEN
+from infobert_fast.training.smoothness import R3F, SMART, RDrop, SmoothnessObjective
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,33 @@ from infobert_fast import InfoBertArguments
         ({"adv_start_step": True}, "`adv_start_step` was True"),
         ({"critic_hidden_dim": 0}, "`critic_hidden_dim` was 0"),
         ({"ib_max_length": 0}, "`ib_max_length` was 0"),
+        (
+            {"objective": "trades"},
+            "`objective` was 'trades'; it must be one of 'infobert', 'vanilla', 'freelb', 'smart', 'r3f', 'rdrop'",
+        ),
+        (
+            {"objective": "vanilla", "version": 6},
+            "`version` was 6 with `objective` 'vanilla', which makes it -1: leave",
+        ),
+        ({"objective": "freelb", "version": 3}, "`version` was 3 with `objective` 'freelb', which makes it -1"),
+        ({"objective": "smart", "adv_steps": 3}, "`adv_steps` was 3 with `objective` 'smart', which makes it 1"),
+        ({"objective": "r3f", "adv_init_mag": 0.1}, "`adv_init_mag` was 0.1 with `objective` 'r3f'"),
+        ({"objective": "rdrop", "adv_start_step": 5}, "`adv_start_step` was 5 with `objective` 'rdrop'"),
+        (
+            {"objective": "freelb", "adv_steps": 1, "adv_init_mag": 0.0},
+            "with `objective` 'freelb', which would perturb nothing: .* use objective 'vanilla'",
+        ),
+        ({"smart_weight": -1.0}, "`smart_weight` was -1.0"),
+        ({"smart_epsilon": math.nan}, "`smart_epsilon` was nan"),
+        ({"smart_step_size": -1.0}, "`smart_step_size` was -1.0"),
+        ({"smart_noise_std": -1.0}, "`smart_noise_std` was -1.0"),
+        ({"smart_steps": 0}, "`smart_steps` was 0"),
+        ({"r3f_weight": -1.0}, "`r3f_weight` was -1.0"),
+        ({"r3f_scale": math.inf}, "`r3f_scale` was inf"),
+        ({"r3f_noise": "cauchy"}, "`r3f_noise` was 'cauchy'; it must be one of 'uniform', 'normal'"),
+        ({"rdrop_weight": -1.0}, "`rdrop_weight` was -1.0"),
+        ({"smoothness_dropout": "none"}, "`smoothness_dropout` was 'none'; it must be one of 'fresh', 'same'"),
+        ({"objective": "rdrop", "smoothness_dropout": "same"}, "`smoothness_dropout` was 'same' with R-Drop"),
         (
             {"ddp_find_unused_parameters": True},
             "`ddp_find_unused_parameters` was True with `version` 6; .* leave it False",
@@ -81,6 +110,24 @@ def test_defaults_are_those_published_for_anli(tmp_path):
         "l2",
     )
     assert (args.adv_start_step, args.ib_sampling, args.negatives, args.critic_hidden_dim) == (0, "exact", "chunk", 300)
+
+
+@pytest.mark.parametrize(
+    ("objective", "version", "adv_steps", "adv_init_mag", "method"),
+    [
+        ("infobert", 6, 3, 8e-2, None),
+        ("freelb", -1, 3, 8e-2, None),
+        ("vanilla", -1, 1, 0.0, None),
+        ("smart", -1, 1, 0.0, SMART(1.0, 1e-5, 1e-3, 1e-5, 1)),
+        ("r3f", -1, 1, 0.0, R3F(1.0, 1e-5, "uniform")),
+        ("rdrop", -1, 1, 0.0, RDrop(1.0)),
+    ],
+)
+def test_objectives_decide_what_is_unset(make_arguments, objective, version, adv_steps, adv_init_mag, method):
+    args = make_arguments(objective=objective)
+    assert (args.version, args.adv_steps, args.adv_init_mag) == (version, adv_steps, adv_init_mag)
+    assert args.smoothness() == (None if method is None else SmoothnessObjective(method))
+    assert make_arguments(**{name: getattr(args, name) for name in ("objective", *OPEN)}) == args  # and may be said
 
 
 def test_losses_are_neither_read_nor_replaced_by_default(tmp_path):
