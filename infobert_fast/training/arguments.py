@@ -10,6 +10,7 @@ from infobert_fast.adversary import FreeLB
 from infobert_fast.functional import NormType
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, Negatives, Sampling
 from infobert_fast.training.smoothness import R3F, SMART, Divergence, Noise, RDrop, SmoothnessObjective
+from infobert_fast.training.step import AnchorSource
 
 __all__ = ["InfoBertArguments", "decided_by"]
 
@@ -76,6 +77,13 @@ class InfoBertArguments(TrainingArguments):
     adv_start_step: int = field(
         default=None,  # type: ignore[assignment]
         metadata={"help": "Optimisation step from which the adversary acts, 0 if unset; standard passes before it."},
+    )
+    anchor_source: AnchorSource = field(
+        default="current",
+        metadata={
+            "help": "current: each pass ranks its anchors by its own gradient (the method); previous: later passes by "
+            "that of the pass before, 3K + 1 units instead of 4K. Another method: state it beside results."
+        },
     )
     ib_sampling: Sampling = field(
         default="exact",
@@ -145,6 +153,12 @@ class InfoBertArguments(TrainingArguments):
             raise ValueError(
                 "`adv_steps` was 1 and `adv_init_mag` 0 with `objective` 'freelb', which would perturb nothing: raise "
                 "one, or use objective 'vanilla'"
+            )
+        checks.choice("anchor_source", self.anchor_source, ("current", "previous"))
+        if self.anchor_source == "previous" and (self.adv_steps == 1 or self.version not in AFR_VERSIONS):
+            raise ValueError(
+                f"`anchor_source` was 'previous' with `adv_steps` {self.adv_steps} and `version` {self.version}; it "
+                f"needs a pass before the last (adv_steps >= 2) and anchors (version 4, 5 or 6): use 'current'"
             )
         checks.choice("smoothness_dropout", self.smoothness_dropout, ("fresh", "same"))
         self.smoothness()

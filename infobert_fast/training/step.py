@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from infobert_fast.estimators import InfoNCE
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
 from infobert_fast.training.replay import RandomReplay
 
-__all__ = ["Objective", "Pass", "infobert_step", "step_seed"]
+__all__ = ["AnchorSource", "Objective", "Pass", "infobert_step", "step_seed"]
+
+AnchorSource = Literal["current", "previous"]
 
 
 class Pass(NamedTuple):
@@ -35,7 +37,12 @@ class Pass(NamedTuple):
 
 @dataclass
 class Objective:
-    """``task_loss + beta * bottleneck - alpha * anchored``; a term is left out where its module is None."""
+    """``task_loss + beta * bottleneck - alpha * anchored``; a term is left out where its module is None.
+
+    ``anchor_source`` says whose gradient ranks the tokens: ``"current"``, the pass's own, is the method. ``"previous"``
+    is another, cheaper one: from the second pass on, ``d(L1 - alpha AFR) / d delta`` of the pass before ranks the
+    anchors, and it drives every ascent, so that one input gradient a step is enough: 3 K + 1 units instead of 4 K.
+    """
 
     adversary: FreeLB
     bottleneck: InformationBottleneck | None = None
@@ -43,6 +50,7 @@ class Objective:
     critic: InfoNCE | None = None
     beta: float = 0.0
     alpha: float = 0.0
+    anchor_source: AnchorSource = "current"
 
 
 def infobert_step(
@@ -84,6 +92,7 @@ def infobert_step(
     replay = RandomReplay(input_ids.device)
     generator = torch.Generator(device=input_ids.device).manual_seed(seed ^ 1)
     delta: Tensor | None = None
+    before: Tensor | None = None  # the gradient of the pass before, where it ranks the anchors
     sums: dict[str, Tensor] = {}
 
     for k in range(passes):
@@ -104,11 +113,12 @@ def infobert_step(
                 bound = objective.bottleneck(embedded, last_hidden, attention_mask, lengths, generator)
                 terms["ib_upper_bound"] = bound
                 loss = loss + objective.beta * bound
-            grad = None
+            grad = before
             if objective.anchored is not None:
                 assert delta is not None
                 assert objective.critic is not None
-                (grad,) = torch.autograd.grad(scale_gradient(loss / passes), delta, retain_graph=True)
+                if grad is None:
+                    (grad,) = torch.autograd.grad(scale_gradient(loss / passes), delta, retain_graph=True)
                 bound = objective.anchored(objective.critic, embedded, last_hidden[:, 0], grad, attention_mask, lengths)
                 terms["afr_lower_bound"] = bound
                 loss = loss - objective.alpha * bound
@@ -118,9 +128,10 @@ def infobert_step(
             sums[name] = sums.get(name, 0) + term.detach().float() / passes
         if not last:
             assert delta is not None
-            # Without anchors nobody needed g before the backward, which left it in delta.grad: FreeLB's 3 units a pass.
-            ascent = delta.grad if grad is None else grad
+            # The backward left the whole loss's gradient in delta.grad. Without anchors that is g, at FreeLB's 3 units.
+            ascent = grad if grad is not None and objective.anchor_source == "current" else delta.grad
             assert ascent is not None
+            before = ascent if objective.anchor_source == "previous" else None
             delta = adversary.ascend(delta.detach(), ascent, attention_mask)
     return sums
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,8 @@ from infobert_fast.training.step import Objective, Pass, infobert_step, step_see
 from infobert_fast.training.terms import TermLog
 
 __all__ = ["InfoBertTrainer", "WithLengths"]
+
+logger = logging.getLogger(__name__)
 
 HEADS = ("logits", "start_logits", "end_logits")  # what models for sentences and for answers call their predictions
 LEARNED_BOUND = "learned_bound.pt"  # versions 0 and 1, in a checkpoint beside optimizer.pt
@@ -130,6 +133,11 @@ class InfoBertTrainer(Trainer):
         self._smoothness = args.smoothness()
         if self._smoothness is not None:
             self._smoothness = args.smoothness(divergence_for(self.model.config))
+        if args.anchor_source == "previous":
+            logger.warning(
+                "anchor_source='previous' changes the method: anchors after a step's first pass are ranked by the pass "
+                "before, and every ascent follows the whole loss; results are not InfoBERT's as published"
+            )
         self._terms = TermLog()
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._checked = False
@@ -232,6 +240,7 @@ class InfoBertTrainer(Trainer):
                 getattr(bare, CRITIC, None),
                 beta=self.args.beta,
                 alpha=self.args.alpha,
+                anchor_source=self.args.anchor_source,
             )
             step = functools.partial(infobert_step, objective)
         terms = step(

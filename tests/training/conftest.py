@@ -214,6 +214,8 @@ def literal_step() -> Callable[..., dict[str, float]]:
         s = SimpleNamespace(**settings)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         kept = mask.bool()
+        previous = getattr(s, "anchor_source", "current") == "previous"
+        whole = None
         sums = {"task_loss": 0.0, "ib_upper_bound": 0.0, "afr_lower_bound": 0.0}
         state = torch.get_rng_state()
         for k in range(s.adv_steps):
@@ -244,11 +246,12 @@ def literal_step() -> Callable[..., dict[str, float]]:
                 sums["ib_upper_bound"] += bound.item() / s.adv_steps
             (scale * first).backward(retain_graph=True)
             g = delta.grad.clone()
+            ranking = whole if previous and k else g
 
             if s.version in (4, 5, 6):
                 pairs = []
                 for i in range(len(ids)):
-                    positions = reference.anchor_indices(g[i : i + 1], mask[i : i + 1], s.cl, s.ch).tolist()
+                    positions = reference.anchor_indices(ranking[i : i + 1], mask[i : i + 1], s.cl, s.ch).tolist()
                     pairs += [(h0[i, t], z[i]) for t in positions]
                 if pairs:
                     if s.negatives == "chunk":
@@ -265,7 +268,9 @@ def literal_step() -> Callable[..., dict[str, float]]:
                     bound = sum(bounds) / len(bounds)
                     sums["afr_lower_bound"] += bound.item() / s.adv_steps
                     (scale * -s.alpha * bound / s.adv_steps).backward()
-            delta = reference.freelb_step(delta.detach(), g, mask, s.adv_lr, s.adv_max_norm, s.norm_type)
+            whole = delta.grad.clone()  # of both terms
+            ascent = whole if previous else g
+            delta = reference.freelb_step(delta.detach(), ascent, mask, s.adv_lr, s.adv_max_norm, s.norm_type)
         return sums
 
     def learned_bound(club, version, h0, last, mask):

@@ -38,6 +38,9 @@ from infobert_fast.training.smoothness import R3F, SMART, RDrop, SmoothnessObjec
         ({"adv_start_step": True}, "`adv_start_step` was True"),
         ({"critic_hidden_dim": 0}, "`critic_hidden_dim` was 0"),
         ({"ib_max_length": 0}, "`ib_max_length` was 0"),
+        ({"anchor_source": "next"}, "`anchor_source` was 'next'; it must be one of 'current', 'previous'"),
+        ({"anchor_source": "previous", "adv_steps": 1}, "was 'previous' with `adv_steps` 1 and .*: use 'current'"),
+        ({"anchor_source": "previous", "version": 3}, "was 'previous' with `adv_steps` 3 and `version` 3"),
         (
             {"objective": "trades"},
             "`objective` was 'trades'; it must be one of 'infobert', 'vanilla', 'freelb', 'smart', 'r3f', 'rdrop'",

@@ -25,6 +25,7 @@ PUBLISHED = {
     "norm_type": "l2",
     "negatives": "chunk",
     "ib_sampling": "exact",
+    "anchor_source": "current",
 }
 SEED = 1234
 
@@ -49,7 +50,8 @@ def objective():
         anchored = None
         if settings["version"] in AFR_VERSIONS:
             anchored = AnchoredFeature(settings["cl"], settings["ch"], settings["negatives"])
-        return Objective(adversary, bottleneck, anchored, critic, beta=settings["beta"], alpha=settings["alpha"])
+        terms = {name: settings[name] for name in ("beta", "alpha", "anchor_source")}
+        return Objective(adversary, bottleneck, anchored, critic, **terms)
 
     return make
 
@@ -145,6 +147,48 @@ def test_one_backward_is_the_literal_two(
     for terms, numbers in zip(measured, literal, strict=True):
         for name in terms.keys() - {"loss"}:
             assert terms[name].item() == pytest.approx(numbers[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("adv_steps", [2, 3])
+@pytest.mark.parametrize("version", [4, 6])
+def test_anchors_of_the_pass_before(compare, assert_close, version, adv_steps, accumulation):
+    """The cheaper method against its own literal form; and it is another method."""
+    changes = {"version": version, "adv_steps": adv_steps, "accumulation": accumulation}
+    actual, expected, *_ = compare(anchor_source="previous", **changes)
+    assert_close(actual, expected, 1e-9)
+    name = "bert.embeddings.word_embeddings.weight"
+    assert (compare(**changes)[0][name] - actual[name]).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("version", "source", "adv_steps", "units"),
+    [
+        (6, "current", 1, 4),
+        (6, "current", 3, 12),
+        (6, "previous", 2, 7),
+        (6, "previous", 3, 10),
+        (3, "current", 3, 9),
+        (-1, "current", 3, 9),
+    ],
+)
+def test_units_of_work(
+    make_model, make_examples, pad, make_critic, run_step, objective, version, source, adv_steps, units
+):
+    """Forwards, traversals of the graph and of those the ones that compute weight gradients, counted in a layer."""
+    model, counted = make_model(), []
+    layer = model.bert.encoder.layer[1].output.dense
+
+    def forward_hook(module, args, out):
+        counted.append("forward")
+        out.register_hook(lambda grad: counted.append("input gradient"))
+
+    layer.register_forward_hook(forward_hook)
+    layer.weight.register_post_accumulate_grad_hook(lambda parameter: counted.append("weight gradient"))
+    settings = {**PUBLISHED, "version": version, "adv_steps": adv_steps, "anchor_source": source}
+    run_step(model, pad(make_examples(4)), objective(settings, make_critic(model)))
+    assert counted.count("forward") == counted.count("weight gradient") == adv_steps
+    assert len(counted) == units
 
 
 @pytest.mark.parametrize("version", [4, 5, 6])
