@@ -180,7 +180,7 @@ def test_dropout_and_labels_reach_the_model(nli_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "infobert trian: there is no such command; it must be train or evaluate"),
+        (["trian"], "infobert trian: there is no such command; it must be one of train, evaluate"),
         (["train", "absent.yaml"], "`config` was 'absent.yaml', which is no file; published settings are"),
         (["train", "--output_dir", "o"], "`train_data` is empty; name at least one source"),
         (

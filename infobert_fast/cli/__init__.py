@@ -14,12 +14,13 @@ USAGE = """usage: infobert COMMAND ...
 
   train CONFIG.yaml [--name value ...]      fine-tune; published settings by name: see infobert train --help
   evaluate MODEL --data SOURCE ...          accuracy on clean and adversarial sets
+  attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
 
 `infobert COMMAND --help` lists a command's arguments. Launch training on several GPUs with
 `torchrun --nproc_per_node N -m infobert_fast.cli train CONFIG.yaml ...`, or with
 `deepspeed --module infobert_fast.cli train CONFIG.yaml --deepspeed zero2 ...`."""
 
-COMMANDS = ("train", "evaluate")  # each a module of this package
+COMMANDS = ("train", "evaluate", "attack")  # each a module of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in COMMANDS:
-            raise ValueError(f"there is no such command; it must be {' or '.join(COMMANDS)}: see infobert --help")
+            raise ValueError(f"there is no such command; it must be one of {', '.join(COMMANDS)}: see infobert --help")
         work = importlib.import_module(f"infobert_fast.cli.{command}").prepare(rest)
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
         print(f"infobert {command}: {error}", file=sys.stderr)

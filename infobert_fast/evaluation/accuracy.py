@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from infobert_fast.data.labels import LABELS, label_table
 from infobert_fast.data.tokenization import tokenize
 
-__all__ = ["Accuracy", "evaluate", "predict", "token_batches"]
+__all__ = ["Accuracy", "evaluate", "label_order", "predict", "token_batches"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def predict(
     Raises:
         ValueError: for a model that does not tell three relations apart.
     """
-    order = _label_order(model)
+    order = label_order(model)
     tokens = tokenize(dataset, tokenizer, max_length)
     collate = DataCollatorWithPadding(tokenizer)
     columns = [name for name in tokens.column_names if name not in ("length", "labels")]
@@ -97,7 +97,7 @@ def evaluate(
     return results
 
 
-def _label_order(model: PreTrainedModel) -> np.ndarray:
+def label_order(model: PreTrainedModel) -> np.ndarray:
     """Our label index for each of the model's outputs."""
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     if len(names) != len(LABELS):

@@ -91,7 +91,7 @@ def test_libraries_are_declared(module):
     lists = requirements()
     declared = set(lists["CORE"])
     if HEIGHT[room(module)] >= len(MATHEMATICS) and module != "infobert_fast":
-        declared |= set(lists["TRAIN"]) | set(lists["PLOT"])
+        declared |= {*lists["TRAIN"], *lists["PLOT"], *lists["ATTACK"]}
     declared = {"yaml" if name == "pyyaml" else name for name in declared}
     for name in imported(module, MODULES[module]):
         library = name.split(".")[0]

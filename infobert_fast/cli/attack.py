@@ -1,0 +1,173 @@
+"""``infobert attack``: substitute words until a fine-tuned model errs, and keep the sentences that fool it."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from infobert_fast import checks
+from infobert_fast.cli.files import write_json, write_text
+from infobert_fast.data.corpora import load_many
+from infobert_fast.data.labels import LABELS
+from infobert_fast.evaluation.accuracy import Accuracy, label_order
+from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
+from infobert_fast.evaluation.scoring import probabilities, similarities
+
+__all__ = ["prepare"]
+
+# TextFooler's names, the misspelt one included, so that files of either origin are read alike.
+ORIGINAL = {"premise": "orig_preimise", "hypothesis": "orig_hypothesis"}
+CHANGED = {"premise": "adv_premise", "hypothesis": "adv_hypothesis"}
+
+
+def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
+    """Read model, corpora and neighbours; the work is the attack, its table and its files."""
+    parser = argparse.ArgumentParser(prog="infobert attack", allow_abbrev=False, description=__doc__)
+    parser.add_argument("model", help="a fine-tuned model's folder, or its name on the hub")
+    parser.add_argument("--data", nargs="+", required=True, help="sources: [name=]path[#field][:split]")
+    parser.add_argument("--neighbors", type=Path, required=True, help='JSON: {"word": ["substitute", ...], ...}')
+    parser.add_argument("--output", type=Path, help="folder for NAME.jsonl, in TextFooler's format, and report.json")
+    parser.add_argument("--field", choices=sorted(CHANGED), default="hypothesis", help="the sentence to change")
+    parser.add_argument("--limit", type=int, help="attack the first so many examples of each source")
+    parser.add_argument("--max_queries", type=int, help="texts that the model may be shown for an example")
+    parser.add_argument("--max_candidates", type=int, default=50, help="substitutes tried for a word")
+    parser.add_argument("--similarity_model", help="a sentence encoder that judges how much a change alters")
+    parser.add_argument("--min_similarity", type=float, default=0.8, help="least cosine, where an encoder is named")
+    parser.add_argument("--keep_part_of_speech", action="store_true", help="by nltk's tagger, where it is installed")
+    parser.add_argument("--max_length", type=int, default=128, help="longest pair in tokens")
+    parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
+    parser.add_argument("--concurrent", type=int, default=256, help="examples under attack at a time")
+    given = parser.parse_args(list(arguments))
+    for name in ("limit", "concurrent", "max_length", "batch_tokens"):
+        if getattr(given, name) is not None:
+            checks.positive_integer(name, getattr(given, name))
+    limits = Limits(
+        given.max_queries,
+        given.max_candidates,
+        given.min_similarity if given.similarity_model else None,
+        _tagger() if given.keep_part_of_speech else None,
+    )
+    neighbors = _neighbors(given.neighbors)
+    corpora = load_many(given.data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = {"max_length": given.max_length, "batch_tokens": given.batch_tokens}
+    model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32).to(device)
+    label_order(model)  # refuses a model of another task before the work begins
+    score = functools.partial(probabilities, model, AutoTokenizer.from_pretrained(given.model), **sizes)
+    compare = None
+    if name := given.similarity_model:
+        encoder = AutoModel.from_pretrained(name, dtype=torch.float32).to(device)
+        compare = functools.partial(similarities, encoder, AutoTokenizer.from_pretrained(name), **sizes)
+    return lambda: _attack(given, corpora, neighbors, limits, score, compare)
+
+
+def _attack(
+    given: argparse.Namespace,
+    corpora: dict[str, Any],
+    neighbors: dict[str, list[str]],
+    limits: Limits,
+    score: Callable[[list[tuple[str, str]]], np.ndarray],
+    compare: Callable[[list[tuple[str, str]]], np.ndarray] | None,
+) -> None:
+    table = Table("corpus", "clean %", "under attack %", "queries", "words changed %", "examples", title=given.model)
+    report = {}
+    for name, corpus in corpora.items():
+        rows = list(corpus.select(range(min(len(corpus), given.limit or len(corpus)))))
+        outcomes = _outcomes(rows, given, neighbors, limits, score, compare, name)
+        report[name] = summary = _summary(outcomes)
+        cells = (100 * summary["clean"], 100 * summary["under_attack"], summary["queries"], 100 * summary["changed"])
+        table.add_row(name, *(f"{cell:.1f}" for cell in cells), str(len(rows)))
+        if given.output is not None:
+            write_text(given.output / f"{name.replace('/', '_')}.jsonl", _adversarial(rows, outcomes, given.field))
+    Console().print(table)
+    if given.output is not None:
+        write_json(given.output / "report.json", report)
+
+
+def _outcomes(
+    rows: list[dict[str, Any]],
+    given: argparse.Namespace,
+    neighbors: dict[str, list[str]],
+    limits: Limits,
+    score: Callable[[list[tuple[str, str]]], np.ndarray],
+    compare: Callable[[list[tuple[str, str]]], np.ndarray] | None,
+    name: str,
+) -> list[Outcome]:
+    def pair(number: int, text: str) -> tuple[str, str]:
+        both = rows[number] | {given.field: text}
+        return both["premise"], both["hypothesis"]
+
+    attacks = [attack(row[given.field], row["label"], neighbors, limits, similar=compare is not None) for row in rows]
+    found: dict[int, Outcome] = {}
+    with tqdm(total=len(rows), desc=name, unit="examples", leave=False, disable=None) as progress:
+        ask = lambda questions: score([pair(*question) for question in questions])  # noqa: E731
+        for number, outcome in run(attacks, ask, compare, concurrent=given.concurrent):
+            found[number] = outcome
+            progress.update()
+    return [found[number] for number in range(len(rows))]
+
+
+def _summary(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Accuracy before and after; queries of an attacked example and share of words changed in one that fooled."""
+    attacked = [outcome for outcome in outcomes if outcome.status != "misclassified"]
+    fooled = [outcome for outcome in attacked if outcome.status == "fooled"]
+    clean = Accuracy(len(attacked), len(outcomes))
+    held = Accuracy(len(attacked) - len(fooled), len(outcomes))
+    return {
+        "examples": len(outcomes),
+        "clean": clean.value,
+        "clean_interval": clean.interval,
+        "under_attack": held.value,
+        "under_attack_interval": held.interval,
+        "queries": float(np.mean([outcome.queries for outcome in attacked])) if attacked else 0.0,
+        "changed": float(np.mean([outcome.changed / outcome.words for outcome in fooled])) if fooled else 0.0,
+    }
+
+
+def _adversarial(rows: list[dict[str, Any]], outcomes: list[Outcome], field: str) -> str:
+    """JSON lines of the examples that fooled the model."""
+    lines = []
+    for row, outcome in zip(rows, outcomes, strict=True):
+        if outcome.status == "fooled":
+            line = {ORIGINAL[name]: row[name] for name in ORIGINAL} | {CHANGED[field]: outcome.text}
+            line |= {"true_label": LABELS[row["label"]], "adv_label": LABELS[outcome.prediction]}
+            lines.append(
+                json.dumps(line | {"queries": outcome.queries, "changed": outcome.changed}, ensure_ascii=False)
+            )
+    return "".join(line + "\n" for line in lines)
+
+
+def _neighbors(path: Path) -> dict[str, list[str]]:
+    """A neighbour file, checked."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 errors are both
+        raise ValueError(f"`neighbors` is {path}, which is not UTF-8 JSON: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(words, list) for words in found.values()):
+        raise ValueError(f'`neighbors` is {path}; it must hold one mapping, {{"word": ["substitute", ...], ...}}')
+    return {word.lower(): [str(other) for other in words] for word, words in found.items()}
+
+
+def _tagger() -> Callable[[list[str]], list[str]]:
+    """nltk's universal parts of speech; neither it nor its data is among our dependencies."""
+    try:
+        import nltk  # type: ignore[import-not-found]
+
+        nltk.pos_tag(["a", "word"], tagset="universal")
+    except (ImportError, LookupError) as error:
+        raise ValueError(
+            "`keep_part_of_speech` needs nltk and its tagger: pip install 'infobert-fast[attack]', then "
+            f"python -m nltk.downloader averaged_perceptron_tagger_eng universal_tagset ({type(error).__name__})"
+        ) from None
+    return lambda words: [tag for _, tag in nltk.pos_tag(words, tagset="universal")]

@@ -1,0 +1,76 @@
+"""What an attack asks of models, in batches by tokens: a classifier's probabilities, and how alike two texts are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from infobert_fast.evaluation.accuracy import label_order, token_batches
+
+__all__ = ["probabilities", "similarities"]
+
+
+def probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    max_length: int = 128,
+    batch_tokens: int = 16_384,
+) -> np.ndarray:
+    """``[pairs, labels]``, float64: of each (premise, hypothesis) the model's probabilities, labels in our order.
+
+    Raises:
+        ValueError: for a model that does not tell three relations apart.
+    """
+    rows = _rows(model, tokenizer, [list(part) for part in zip(*pairs, strict=True)], max_length, batch_tokens)
+    # Column j of the model means label `order[j]`.
+    return np.exp(rows - np.logaddexp.reduce(rows, axis=1, keepdims=True))[:, np.argsort(label_order(model))]
+
+
+def similarities(
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    max_length: int = 128,
+    batch_tokens: int = 16_384,
+) -> np.ndarray:
+    """``[pairs]``: the cosine of two texts' mean last hidden states, what sentence encoders are trained for."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    rows = _rows(encoder, tokenizer, [texts], max_length, batch_tokens)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    place = {text: i for i, text in enumerate(texts)}
+    left, right = ([place[pair[side]] for pair in pairs] for side in (0, 1))
+    return (rows[left] * rows[right]).sum(1)
+
+
+@torch.inference_mode()
+def _rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: list[list[str]],
+    max_length: int,
+    batch_tokens: int,
+) -> np.ndarray:
+    """A classifier's logits, or the mean last hidden state of an encoder without a head; one row a text."""
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    rows: list[Tensor | None] = [None] * len(lengths)
+    model.eval()
+    for indices in token_batches(lengths, batch_tokens):
+        chosen = {name: [values[i] for i in indices] for name, values in encoded.items()}
+        batch = tokenizer.pad(chosen, return_tensors="pt").to(model.device)
+        output = model(**batch)
+        if hasattr(output, "logits"):
+            values = output.logits
+        else:
+            mask = batch["attention_mask"].unsqueeze(-1)
+            values = (output.last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+        for index, row in zip(indices, values.double().cpu(), strict=True):
+            rows[index] = row
+    return torch.stack(rows).numpy()  # type: ignore[arg-type]
