@@ -9,13 +9,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infobert_fast import functional
-from infobert_fast.estimators import CLUB, CLUBv2, InfoNCE
+from infobert_fast.estimators import CLUB, MINE, NWJ, CLUBv2, InfoNCE, L1OutUB, VarUB
 
 if TYPE_CHECKING:
     from infobert_fast.training.arguments import InfoBertArguments
     from infobert_fast.training.trainer import InfoBertTrainer
 
-__all__ = ["CLUB", "CLUBv2", "InfoBertArguments", "InfoBertTrainer", "InfoNCE", "__version__", "functional"]
+__all__ = [
+    "CLUB",
+    "MINE",
+    "NWJ",
+    "CLUBv2",
+    "InfoBertArguments",
+    "InfoBertTrainer",
+    "InfoNCE",
+    "L1OutUB",
+    "VarUB",
+    "__version__",
+    "functional",
+]
 
 __version__ = "0.1.0"
 

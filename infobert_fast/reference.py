@@ -17,14 +17,18 @@ __all__ = [
     "anchor_indices",
     "club",
     "club_sampled",
+    "donsker_varadhan",
     "freelb_init",
     "freelb_step",
     "gaussian_club",
     "gaussian_club_sampled",
     "gaussian_log_likelihood",
     "info_nce",
+    "leave_one_out",
+    "nwj",
     "pairwise_mlp_logsumexp",
     "select_anchors",
+    "variational_upper_bound",
 ]
 
 
@@ -59,6 +63,56 @@ def info_nce(
         )  # table[i, j] = F(x_j, y_i)
         bounds.append(positive.mean() - (torch.logsumexp(table, dim=1) - math.log(n)).mean())
     return torch.stack(bounds).mean()
+
+
+def _pairings(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    local_index: Tensor | None,
+    pair_index: Tensor | None,
+) -> Tensor:
+    """``T[i, j] = w2 . relu(W1 [x_j; y_i] + b1) + b2`` of P x P pairings, every one concatenated."""
+    x = local if local_index is None else local[local_index]
+    y = global_ if pair_index is None else global_[pair_index]
+    n = len(x)
+    table = torch.cat([x.unsqueeze(0).expand(n, n, -1), y.unsqueeze(1).expand(n, n, -1)], dim=-1)
+    return torch.relu(F.linear(table, w1, b1)) @ w2.reshape(-1) + b2
+
+
+def nwj(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+) -> Tensor:
+    """``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)``."""
+    table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
+    return table.diagonal().mean() - torch.exp(table - 1).mean()
+
+
+def donsker_varadhan(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+) -> Tensor:
+    """``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)``."""
+    table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
+    return table.diagonal().mean() - (torch.logsumexp(table.flatten(), 0) - math.log(table.numel()))
 
 
 def pairwise_mlp_logsumexp(
@@ -116,6 +170,21 @@ def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
     """As the sampled form, the second square averaged over every y: ``[N, N, d]`` differences are formed."""
     negative = ((y.unsqueeze(0) - mu.unsqueeze(1)) ** 2).mean(dim=1)
     return ((-((mu - y) ** 2) + negative) / (2 * logvar.exp())).sum(-1).mean()
+
+
+def leave_one_out(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """``mean_i [ log q_i(y_i) - log 1/(N-1) sum_{j != i} q_j(y_i) ]``, ``q_j = N(mu_j, e^logvar_j)``."""
+    n = len(y)
+    log_q = torch.distributions.Normal(mu.unsqueeze(0), torch.exp(logvar / 2).unsqueeze(0)).log_prob(y.unsqueeze(1))
+    table = log_q.sum(-1)  # table[i, j] = log q_j(y_i)
+    others = table.masked_fill(torch.eye(n, dtype=torch.bool, device=y.device), -math.inf)
+    return (table.diagonal() - (torch.logsumexp(others, dim=1) - math.log(n - 1))).mean()
+
+
+def variational_upper_bound(mu: Tensor, logvar: Tensor) -> Tensor:
+    """``mean_n KL( N(mu_n, e^logvar_n) || N(0, 1) )``, summed over dimensions."""
+    q = torch.distributions.Normal(mu, torch.exp(logvar / 2))
+    return torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1).mean()
 
 
 def _ranked_positions(grad: Tensor, mask: Tensor, cl: float, ch: float) -> list[int]:

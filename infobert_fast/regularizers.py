@@ -109,7 +109,7 @@ class InformationBottleneck(nn.Module):
             rows = torch.argsort(attention_mask.flatten() == 0, stable=True)[: sum(lengths)]
             x, y = embedded.flatten(0, 1)[rows], last_hidden.flatten(0, 1)[rows]
         self.club.fit_step(x.detach(), y.detach(), average=self.average)
-        return self.club.frozen_estimate(x, y, sampled=self.sampling == "sampled")
+        return self.club.frozen_estimate(x, y, sampled=self.sampling == "sampled", generator=generator)
 
 
 class AnchoredFeature(nn.Module):

@@ -285,6 +285,20 @@ def test_club_update_counts_its_steps():
         upper.update(x, y, 0)
 
 
+@pytest.mark.parametrize("module", [CLUB, CLUBv2])
+def test_partners_come_from_the_generator(module):
+    """And from it alone: the default generator stands where it stood."""
+    upper, x, y = module(6, 4).double(), normal(20, 6, seed=1), normal(20, 4, seed=2)
+    state = torch.get_rng_state()
+    first, again = (upper.mi_est_sample(x, y, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, upper.mi_est_sample(x, y, generator=torch.Generator().manual_seed(4)))
+    upper.beta = 1.0
+    values = [copy.deepcopy(upper).update(x, y, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*values)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_club_version_1_flattens_and_version_0_does_not():
     upper, x, y = club_problem()
     twin = copy.deepcopy(upper)

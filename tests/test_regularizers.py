@@ -104,6 +104,22 @@ def test_padding_takes_no_part_in_the_bottleneck(states, kind, sampling):
     assert bounds[0].item() == pytest.approx(bounds[1].item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["learned-flat", "learned-tokens"])
+def test_learned_bottleneck_draws_from_the_generator(states, kind):
+    """And from it alone, so that a step can be repeated."""
+    embedded, last_hidden, _, mask = states
+    torch.manual_seed(4)
+    bottleneck = InformationBottleneck(kind, "sampled", hidden_size=HIDDEN, max_length=12).double()
+    state = torch.get_rng_state()
+    values = [
+        copy.deepcopy(bottleneck)(embedded, last_hidden, mask, LENGTHS, torch.Generator().manual_seed(seed))
+        for seed in (3, 3, 4)
+    ]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("sampling", ["exact", "sampled"])
 @pytest.mark.parametrize("kind", ["learned-flat", "learned-tokens"])
 def test_learned_bottleneck_fits_then_bounds(states, kind, sampling):

@@ -12,8 +12,9 @@ Bounds are in nats. Half-precision inputs are accumulated in float32 and the bou
 """
 
 from infobert_fast.functional.anchors import anchor_counts, anchor_indices, select_anchors
-from infobert_fast.functional.contrastive import PRECISIONS, Precision, info_nce, pairwise_mlp_logsumexp
+from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
+from infobert_fast.functional.pairwise import PRECISIONS, Precision, pairwise_mlp_logsumexp
 from infobert_fast.functional.perturbation import NORM_TYPES, NormType, freelb_init, freelb_step
 from infobert_fast.functional.upper_bounds import (
     club,
@@ -23,6 +24,7 @@ from infobert_fast.functional.upper_bounds import (
     gaussian_log_likelihood,
     sample_rows,
 )
+from infobert_fast.functional.variational import leave_one_out, variational_upper_bound
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -35,13 +37,17 @@ __all__ = [
     "anchor_indices",
     "club",
     "club_sampled",
+    "donsker_varadhan",
     "freelb_init",
     "freelb_step",
     "gaussian_club",
     "gaussian_club_sampled",
     "gaussian_log_likelihood",
     "info_nce",
+    "leave_one_out",
+    "nwj",
     "pairwise_mlp_logsumexp",
     "sample_rows",
     "select_anchors",
+    "variational_upper_bound",
 ]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from infobert_fast.functional.once import first_order
 
 __all__ = ["pairwise_mlp_logsumexp"]
 
@@ -42,7 +43,7 @@ class _PairwiseMlpLogsumexp(torch.autograd.Function):
         return lse
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_backward
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from infobert_fast import checks, reference
 from infobert_fast.functional.implementation import Implementation, choose
+from infobert_fast.functional.once import first_order
 
 __all__ = ["club", "club_sampled", "gaussian_club", "gaussian_club_sampled", "gaussian_log_likelihood", "sample_rows"]
 
@@ -34,7 +34,7 @@ class _Club(torch.autograd.Function):
         return centred.square_().sum() / count
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rows, keep, mean, count = ctx.saved_tensors
         out = (rows - mean) * (2 * grad / count)
@@ -127,14 +127,14 @@ def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     All ``[N, d]``. Source: CLUB's ``loglikeli``; maximised by the learned bound's own optimiser.
     """
-    return reference.gaussian_log_likelihood(*_gaussian_rows(mu, logvar, y))
+    return reference.gaussian_log_likelihood(*gaussian_rows(mu, logvar, y))
 
 
 def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
     """Learned CLUB, sampled: ``mean_n sum_d [ (mu_n - y_index[n])^2 - (mu_n - y_n)^2 ] / (2 e^logvar_n)``. All ``[N,
     d]``.
     """
-    mu, logvar, y = _gaussian_rows(mu, logvar, y)
+    mu, logvar, y = gaussian_rows(mu, logvar, y)
     checks.index("index", index, y.shape[0], "y", y.device)
     if index.shape[0] != y.shape[0]:
         raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {y.shape[0]} rows; give one for each row")
@@ -146,13 +146,13 @@ def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     The expanded form ``E[y^2] - 2 mu E[y] + mu^2`` cancels where y has an offset; this one does not.
     """
-    mu, logvar, y = _gaussian_rows(mu, logvar, y)
+    mu, logvar, y = gaussian_rows(mu, logvar, y)
     mean = y.mean(0)
     spread = (y - mean).square().mean(0)
     return ((spread + (mean - mu).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
 
 
-def _gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Three ``[N, d]`` of one dtype, float32 at least: under autocast q's output is half precision and y may not be."""
     checks.matrix("y", y)
     for name, value in (("mu", mu), ("logvar", logvar)):

@@ -1,0 +1,7 @@
+"""Mutual-information estimators as modules, with the names, parameters and methods people know from public code."""
+
+from infobert_fast.estimators.club import CLUB, CLUBv2
+from infobert_fast.estimators.contrastive import MINE, NWJ, InfoNCE
+from infobert_fast.estimators.variational import L1OutUB, VarUB
+
+__all__ = ["CLUB", "MINE", "NWJ", "CLUBv2", "InfoNCE", "L1OutUB", "VarUB"]
