@@ -95,6 +95,13 @@ class InfoBertArguments(TrainingArguments):
             "help": "chunk: contrast within shuffled chunks of the batch size, as the reference; batch: all pairs."
         },
     )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a micro-batch on a device, padding included: batches of similar lengths and any number "
+            "of sentences, in the place of per_device_train_batch_size."
+        },
+    )
     critic_hidden_dim: int = field(default=300, metadata={"help": "Width of the InfoNCE critic."})
     ib_max_length: int = field(default=128, metadata={"help": "Version 0: length the embedding layer is padded to."})
 
@@ -145,6 +152,15 @@ class InfoBertArguments(TrainingArguments):
         if isinstance(self.adv_start_step, bool) or not isinstance(self.adv_start_step, int) or self.adv_start_step < 0:
             raise ValueError(f"`adv_start_step` was {self.adv_start_step!r}; it must be an integer of at least 0")
         checks.positive_integer("critic_hidden_dim", self.critic_hidden_dim)
+        checks.positive_integer("batch_tokens", self.batch_tokens, optional=True)
+        strategy = str(getattr(self.train_sampling_strategy, "value", self.train_sampling_strategy))
+        if self.batch_tokens is not None and strategy not in ("random", "group_by_length"):
+            raise ValueError(
+                f"`train_sampling_strategy` was {strategy!r} with `batch_tokens` {self.batch_tokens}, which has an "
+                f"order of its own: leave one of them unset"
+            )
+        if self.batch_tokens is not None and self.dataloader_drop_last:
+            raise ValueError("`dataloader_drop_last` was True with `batch_tokens`, which cuts no batch short: unset it")
         checks.positive_integer("ib_max_length", self.ib_max_length)
         checks.choice("ib_sampling", self.ib_sampling, ("exact", "sampled"))
         AnchoredFeature(self.cl, self.ch, self.negatives)

@@ -11,31 +11,35 @@ __all__ = ["TermLog"]
 
 
 class TermLog:
-    """Mean, least and greatest of each term since it was last read."""
+    """Weighted mean, least and greatest of each term since it was last read."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._weight = 0.0
         self._names: list[str] = []
         self._sum = self._low = self._high = torch.empty(0)
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Take one micro-batch's detached scalars; ``loss`` is left to the Trainer. Does not wait for the device."""
+    def add(self, terms: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Take one micro-batch's detached scalars and their weight in the mean; ``loss`` is left to the Trainer.
+
+        Does not wait for the device.
+        """
         names = [name for name in terms if name != "loss"]
         values = torch.stack([terms[name].double() for name in names])
-        if not self._count:
-            self._names, self._sum, self._low, self._high = names, values, values, values
+        if not self._weight:
+            self._names, self._sum, self._low, self._high = names, weight * values, values, values
         else:
-            self._sum = self._sum + values
+            self._sum = self._sum + weight * values
             self._low, self._high = torch.minimum(self._low, values), torch.maximum(self._high, values)
-        self._count += 1
+        self._weight += weight
 
     def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over micro-batches and ranks, and their ranges; begin anew. ``gather`` stacks a row a rank."""
-        if not self._count:
+        if not self._weight:
             return {}
-        rows = gather(torch.stack([self._sum / self._count, self._low, self._high]).unsqueeze(0)).cpu()
-        means, lows, highs = rows[:, 0].mean(0), rows[:, 1].min(0).values, rows[:, 2].max(0).values
-        self._count = 0
+        weights = torch.full_like(self._sum, self._weight)
+        rows = gather(torch.stack([self._sum, weights, self._low, self._high]).unsqueeze(0)).cpu()
+        means, lows, highs = rows[:, 0].sum(0) / rows[:, 1].sum(0), rows[:, 2].min(0).values, rows[:, 3].max(0).values
+        self._weight = 0.0
         logs = {}
         for name, mean, low, high in zip(self._names, means.tolist(), lows.tolist(), highs.tolist(), strict=True):
             logs[name] = mean

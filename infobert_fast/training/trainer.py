@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, convert_to_fp32
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from infobert_fast import checks
+from infobert_fast.data.batching import TokenBatches, token_lengths
 from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
@@ -69,7 +72,8 @@ class InfoBertTrainer(Trainer):
 
         (1/K) sum_k [ task_loss + beta * IB - alpha * AFR ]   over K = adv_steps perturbed passes,
 
-    divided by gradient accumulation in every term and averaged over ranks. The critic is a submodule of the model,
+    as a mean over the sentences of the optimisation step: a micro-batch weighs, in every term, as many as it holds, on
+    whatever rank. The critic is a submodule of the model,
     ``mi_estimator``; the saved folder opens in stock transformers without this package. Losses and bounds are logged,
     in nats, as means with their ranges.
 
@@ -113,6 +117,15 @@ class InfoBertTrainer(Trainer):
                 "`train_dataset` is iterable, and accelerate would send its batches from rank 0, as tensors alone: "
                 "pass accelerator_config={'dispatch_batches': False} and shard the dataset by rank"
             )
+        if iterable and args.batch_tokens is not None:
+            raise ValueError(
+                "`batch_tokens` was set for an iterable `train_dataset`, whose lengths are not known: unset"
+            )
+        # Ranks whose batches differ in sentences say so through the host, where no device has to be waited for.
+        uneven = iterable or args.batch_tokens is not None or args.train_sampling_strategy == "batch_rebalance"
+        uneven = uneven or not self.accelerator.even_batches
+        self._hosts = torch.distributed.new_group(backend="gloo") if uneven and args.world_size > 1 else None
+        self._step_sentences = 0
         self._refuse_unsupported_engines()
         kind = VERSIONS[args.version]
         self._bottleneck: InformationBottleneck | None = None
@@ -191,6 +204,48 @@ class InfoBertTrainer(Trainer):
                     f"the configuration and leave `{half}` unset in both"
                 )
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As the Trainer's; with ``batch_tokens``, over batches that are this rank's from the start."""
+        loader = super().get_train_dataloader()
+        if self.args.batch_tokens is None:
+            return loader
+        batches = TokenBatches(
+            token_lengths(self.train_dataset, self.args.length_column_name),
+            self.args.batch_tokens,
+            ranks=self.args.world_size,
+            rank=self.args.process_index,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        same = ("collate_fn", "num_workers", "pin_memory", "worker_init_fn", "prefetch_factor", "persistent_workers")
+        loader = DataLoader(loader.dataset, batch_sampler=batches, **{name: getattr(loader, name) for name in same})
+        return prepare_data_loader(
+            loader,
+            device=self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=self.accelerator.non_blocking,
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As the Trainer's, which would group by a column that is read from disk for every comparison."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
+            return super()._get_train_sampler(train_dataset)
+        lengths = token_lengths(dataset, self.args.length_column_name)
+        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; counts the sentences of the optimisation step, on all ranks."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        count = torch.tensor(sum(len(batch["lengths"]) for batch in batches))
+        if self._hosts is None:
+            count *= self.args.world_size
+        else:
+            torch.distributed.all_reduce(count, group=self._hosts)
+        self._step_sentences = int(count)
+        return batches, items
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -228,6 +283,8 @@ class InfoBertTrainer(Trainer):
                 engine.set_gradient_accumulation_boundary(False)
                 engine.backward(loss, scale_wrt_gas=False)
 
+        # The mean over the step's sentences on all ranks: DistributedDataParallel and DeepSpeed divide by their number.
+        sentences = len(inputs["lengths"])
         scaler = self.accelerator.scaler
         step: Callable[..., Mapping[str, Tensor]]
         if self._smoothness is not None:
@@ -251,11 +308,11 @@ class InfoBertTrainer(Trainer):
             forward=forward,
             backward=backward,
             seed=self._seed(),
-            scale=1 / self.current_gradient_accumulation_steps,
+            scale=sentences * self.args.world_size / self._step_sentences,
             scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
             defer_reduction=contextlib.nullcontext if engine is not None else lambda: self.accelerator.no_sync(model),
         )
-        self._terms.add(terms)
+        self._terms.add(terms, weight=sentences)
         return terms["loss"]
 
     def _seed(self) -> int:

@@ -65,6 +65,7 @@ class Watch(TrainerCallback):
 
     def __init__(self):
         self.trainer, self.reduced, self.reduced_at, self.dtypes, self.inputs = None, 0, [], set(), set()
+        self.sentences = []  # of each forward
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         model.bert.encoder.layer[0].attention.self.query.register_forward_hook(
@@ -100,7 +101,7 @@ def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accu
         use_cpu=True,
         per_device_train_batch_size=BATCH * (played if joint else 1),
         gradient_accumulation_steps=accumulation * (1 if joint else played),
-        train_sampling_strategy="sequential",
+        train_sampling_strategy="random" if "batch_tokens" in settings else "sequential",
         num_train_epochs=1,
         logging_steps=1,
         save_strategy="no",
@@ -122,6 +123,10 @@ def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accu
     watch = Watch()
     trainer = InfoBertTrainer(model, args, train_dataset=examples, data_collator=pad, callbacks=[watch])
     watch.trainer = trainer
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: watch.sentences.append(len(kwargs["attention_mask"])) if module.training else None,
+        with_kwargs=True,
+    )
     if seed is not None:  # noise that does not tell ranks from micro-batches
         trainer._seed = lambda: seed
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -141,6 +146,7 @@ def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accu
             "inputs": sorted(watch.inputs),
             "engine": type(trainer.model_wrapped).__name__,
             "steps": trainer.state.global_step,
+            "sentences": watch.sentences,
         },
         out / f"{name}-{args.process_index}.pt",
     )
@@ -180,6 +186,9 @@ def main():
     run("empty", **common, examples=make_examples(16, ([6] * BATCH + [1] * BATCH) * 2), adv_steps=2, **still)
     run("smart", **common, examples=make_examples(16), objective="smart", accumulation=2, seed=7,
         smart_epsilon=0.3, smart_step_size=2.0, smart_noise_std=0.2)  # fmt: skip
+    # Batches of two to eight sentences, unevenly over ranks and micro-batches; an even number of them, so that one
+    # process cuts them alike.
+    run("tokens", **common, examples=make_examples(40), adv_steps=2, accumulation=2, batch_tokens=26, **still)
     run("club", **common, examples=make_examples(16), version=1, adv_steps=2, learning_rate=1e-2, **still)
     if args.deepspeed:
         config = json.loads(Path(args.deepspeed).read_text())

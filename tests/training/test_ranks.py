@@ -62,7 +62,9 @@ def distance(first, second):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("scenario", ["task", "short", "terms", "version6", "empty", "smart", "club", "autocast"])
+@pytest.mark.parametrize(
+    "scenario", ["task", "short", "terms", "version6", "empty", "smart", "tokens", "club", "autocast"]
+)
 def test_both_ranks_end_with_the_same_parameters(results, engine, scenario):
     first, second = results(engine)[scenario]
     assert first["engine"] == second["engine"] == ENGINES[engine]
@@ -80,6 +82,7 @@ def test_both_ranks_end_with_the_same_parameters(results, engine, scenario):
         pytest.param("short", 2, id="a shorter last accumulation group"),
         pytest.param("terms", 1, id="all terms, three passes"),
         pytest.param("empty", 2, id="no anchor on one rank"),
+        pytest.param("tokens", 4, id="batches of different numbers of sentences"),
         pytest.param("smart", 1, id="two predictions by one backward"),
     ],
 )
@@ -91,7 +94,16 @@ def test_unclipped_gradients_are_those_of_one_process(results, engine, scenario,
     assert distance(rank["movement"], one["movement"]) < 1e-6
 
 
-@pytest.mark.parametrize("scenario", ["task", "short", "terms", "version6", "empty", "smart", "club"])
+def test_ranks_held_different_numbers_of_sentences(results):
+    """Or the comparison above shows nothing."""
+    first, second = results("ddp")["tokens"]
+    assert first["sentences"] != second["sentences"]
+    assert len(set(first["sentences"] + second["sentences"])) > 2
+    (one,) = results("one")["tokens"]
+    assert sorted(one["sentences"]) == sorted(first["sentences"] + second["sentences"])
+
+
+@pytest.mark.parametrize("scenario", ["task", "short", "terms", "version6", "empty", "smart", "tokens", "club"])
 def test_gradients_are_reduced_once_an_optimisation_step(results, scenario):
     """K passes of several micro-batches: each parameter goes over the wire once."""
     for rank in results("ddp")[scenario]:

@@ -259,8 +259,11 @@ def test_term_log_means_and_ranges():
     assert log.read(lambda rows: rows) == {}
     log.add({"a": torch.tensor(5.0)})
     # a second rank that saw 7 on average, between -1 and 11
-    other = torch.tensor([[[7.0], [-1.0], [11.0]]], dtype=torch.float64)
+    other = torch.tensor([[[7.0], [1.0], [-1.0], [11.0]]], dtype=torch.float64)
     assert log.read(lambda rows: torch.cat([rows, other])) == {"a": 6, "a_min": -1, "a_max": 11}
+    log.add({"a": torch.tensor(5.0)}, weight=3)
+    log.add({"a": torch.tensor(1.0)}, weight=1)
+    assert log.read(lambda rows: rows)["a"] == 4
 
 
 # ---- collation
