@@ -15,12 +15,13 @@ USAGE = """usage: infobert COMMAND ...
   train CONFIG.yaml [--name value ...]      fine-tune; published settings by name: see infobert train --help
   evaluate MODEL --data SOURCE ...          accuracy on clean and adversarial sets
   attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
+  bench [SUITE ...]                         the benchmarks, side by side with their baselines
 
 `infobert COMMAND --help` lists a command's arguments. Launch training on several GPUs with
 `torchrun --nproc_per_node N -m infobert_fast.cli train CONFIG.yaml ...`, or with
 `deepspeed --module infobert_fast.cli train CONFIG.yaml --deepspeed zero2 ...`."""
 
-COMMANDS = ("train", "evaluate", "attack")  # each a module of this package
+COMMANDS = ("train", "evaluate", "attack", "bench")  # each a module of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
