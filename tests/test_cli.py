@@ -130,6 +130,9 @@ def test_train_then_evaluate(nli_folder, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "resolved configuration" in printed.err
     assert "'afr_lower_bound'" in printed.out
+    assert "throughput: " in printed.err
+    assert "examples/s" in printed.err
+    assert json.loads((out / "all_results.json").read_text())["tokens_per_second"] > 0
     weights = load_file(out / "model.safetensors")
     assert weights["mi_estimator.F_func.0.weight"].shape == (300, 32)
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]

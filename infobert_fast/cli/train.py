@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
+from infobert_fast.training.throughput import throughput_line
 
 __all__ = ["parse_training", "prepare"]
 
@@ -66,7 +67,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
             table.add_row(item.name, str(value))
     console.print(table)
     trainer = build_trainer(model_args, data_args, args)
-    return lambda: train(trainer)
+    return lambda: console.print(throughput_line(train(trainer)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _read_config(name: str | None, parser: HfArgumentParser) -> dict[str, Any]:

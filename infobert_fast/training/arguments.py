@@ -122,6 +122,16 @@ class InfoBertArguments(TrainingArguments):
         },
     )
 
+    peak_tflops: float | None = field(
+        default=None,
+        metadata={
+            "help": "A device's peak TFLOP/s at the run's precision, for MFU; known devices in bfloat16 have it."
+        },
+    )
+    profile_regularizers: bool = field(
+        default=False, metadata={"help": "Time the regularisers in every sixteenth micro-step and report their share."}
+    )
+
     # The stock default reads the loss on the host at every micro-step and replaces a NaN by an average.
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -170,6 +180,8 @@ class InfoBertArguments(TrainingArguments):
                 "`adv_steps` was 1 and `adv_init_mag` 0 with `objective` 'freelb', which would perturb nothing: raise "
                 "one, or use objective 'vanilla'"
             )
+        if self.peak_tflops is not None:
+            checks.number("peak_tflops", self.peak_tflops, low=1e-3)
         checks.choice("anchor_source", self.anchor_source, ("current", "previous"))
         if self.anchor_source == "previous" and (self.adv_steps == 1 or self.version not in AFR_VERSIONS):
             raise ValueError(

@@ -116,6 +116,11 @@ class SmoothnessObjective:
                 "alone: use 'fresh'"
             )
 
+    @property
+    def units(self) -> int:
+        """Work on a micro-batch, in forwards: a backward counts two, a gradient with respect to the input alone one."""
+        return 6 + (2 * self.method.steps if isinstance(self.method, SMART) else 0)
+
 
 def smoothness_step(
     objective: SmoothnessObjective,

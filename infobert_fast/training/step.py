@@ -52,6 +52,14 @@ class Objective:
     alpha: float = 0.0
     anchor_source: AnchorSource = "current"
 
+    @property
+    def units(self) -> int:
+        """Work on a micro-batch, in forwards: a backward counts two, a gradient with respect to the input alone one."""
+        passes = self.adversary.adv_steps
+        if self.anchored is None:
+            return 3 * passes
+        return 3 * passes + (1 if self.anchor_source == "previous" else passes)
+
 
 def infobert_step(
     objective: Objective,

@@ -24,9 +24,16 @@ from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, 
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
 from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
-from infobert_fast.training.smoothness import divergence_for, smoothness_step
+from infobert_fast.training.smoothness import SmoothnessObjective, divergence_for, smoothness_step
 from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
 from infobert_fast.training.terms import TermLog
+from infobert_fast.training.throughput import (
+    ModuleTimer,
+    Throughput,
+    linear_flops_per_token,
+    peak_tflops_of,
+    throughput_line,
+)
 
 __all__ = ["InfoBertTrainer", "WithLengths"]
 
@@ -152,6 +159,11 @@ class InfoBertTrainer(Trainer):
                 "before, and every ascent follows the whole loss; results are not InfoBERT's as published"
             )
         self._terms = TermLog()
+        self._throughput = Throughput(args.device)
+        if args.profile_regularizers:
+            regularizers = [module for module in (self._bottleneck, self._anchored) if module is not None]
+            self._throughput.timer = ModuleTimer(args.device, regularizers)
+        self.add_callback(self._throughput)
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._checked = False
 
@@ -203,6 +215,16 @@ class InfoBertTrainer(Trainer):
                     f'round a perturbation away: set {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} in '
                     f"the configuration and leave `{half}` unset in both"
                 )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; rates, FLOP utilisation and peak memory are added to the metrics."""
+        output = super().train(*args, **kwargs)
+        peak = self.args.peak_tflops
+        if peak is None and (self.args.bf16 or self.args.fp16):
+            peak = peak_tflops_of(self.args.device)
+        output.metrics.update(self._throughput.report(self.accelerator.gather, peak))
+        logger.info(throughput_line(output.metrics))
+        return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As the Trainer's; with ``batch_tokens``, over batches that are this rank's from the start."""
@@ -257,6 +279,7 @@ class InfoBertTrainer(Trainer):
         bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
         if not self._checked:
             check_embedded_forward(bare, inputs)
+            self._throughput.per_token = linear_flops_per_token(bare, inputs)
             self._checked = True
         engine = cast(Any, model) if self.accelerator.distributed_type == DistributedType.DEEPSPEED else None
         # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
@@ -287,8 +310,10 @@ class InfoBertTrainer(Trainer):
         sentences = len(inputs["lengths"])
         scaler = self.accelerator.scaler
         step: Callable[..., Mapping[str, Tensor]]
+        objective: Objective | SmoothnessObjective
         if self._smoothness is not None:
-            step = functools.partial(smoothness_step, self._smoothness)
+            objective = self._smoothness
+            step = functools.partial(smoothness_step, objective)
         else:
             objective = Objective(
                 self.args.adversary(self.state.global_step),
@@ -300,18 +325,23 @@ class InfoBertTrainer(Trainer):
                 anchor_source=self.args.anchor_source,
             )
             step = functools.partial(infobert_step, objective)
-        terms = step(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            lengths=inputs["lengths"],
-            word_embeddings=word_embeddings_of(bare),
-            forward=forward,
-            backward=backward,
-            seed=self._seed(),
-            scale=sentences * self.args.world_size / self._step_sentences,
-            scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
-            defer_reduction=contextlib.nullcontext if engine is not None else lambda: self.accelerator.no_sync(model),
-        )
+        width = inputs["input_ids"].shape[1]
+        self._throughput.count(inputs["lengths"], width, objective.units, self.model.config)
+        with self._throughput.timed():
+            terms = step(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                lengths=inputs["lengths"],
+                word_embeddings=word_embeddings_of(bare),
+                forward=forward,
+                backward=backward,
+                seed=self._seed(),
+                scale=sentences * self.args.world_size / self._step_sentences,
+                scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
+                defer_reduction=contextlib.nullcontext
+                if engine is not None
+                else lambda: self.accelerator.no_sync(model),
+            )
         self._terms.add(terms, weight=sentences)
         return terms["loss"]
 

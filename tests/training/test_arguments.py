@@ -41,6 +41,16 @@ from infobert_fast.training.smoothness import R3F, SMART, RDrop, SmoothnessObjec
         ({"anchor_source": "next"}, "`anchor_source` was 'next'; it must be one of 'current', 'previous'"),
         ({"anchor_source": "previous", "adv_steps": 1}, "was 'previous' with `adv_steps` 1 and .*: use 'current'"),
         ({"anchor_source": "previous", "version": 3}, "was 'previous' with `adv_steps` 3 and `version` 3"),
+        ({"batch_tokens": 0}, "`batch_tokens` was 0; it must be None or an integer of at least 1"),
+        (
+            {"batch_tokens": 9, "train_sampling_strategy": "sequential"},
+            "`train_sampling_strategy` was 'sequential' with `batch_tokens` 9, which has an order of its own",
+        ),
+        (
+            {"batch_tokens": 9, "train_sampling_strategy": "random", "dataloader_drop_last": True},
+            "`dataloader_drop_last` was True with `batch_tokens`",
+        ),
+        ({"peak_tflops": 0.0}, "`peak_tflops` was 0.0"),
         (
             {"objective": "trades"},
             "`objective` was 'trades'; it must be one of 'infobert', 'vanilla', 'freelb', 'smart', 'r3f', 'rdrop'",
