@@ -1,7 +1,8 @@
-"""What the floors share: a tiny NLI model on the generated corpus in a folder, and how tests meet a missing GPU."""
+"""What the floors share: a tiny NLI model on the generated corpus, real data, and how tests meet a missing GPU."""
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +51,35 @@ def nli_folder(tmp_path_factory):
         rows = [{**row, "label": LABELS[row["label"]]} for row in corpus[split]]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Turn a path inside the folder of real corpora into a full one; skip the test where it is absent."""
+    root = Path(os.environ.get("INFOBERT_FAST_DATA", "../shared/data"))
+
+    def find(path):
+        if not (root / path).is_file():
+            pytest.skip(f"no real data: {root / path} is absent; set INFOBERT_FAST_DATA to the folder that has it")
+        return str(root / path)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def squad_tokenizer():
+    """A tokenizer of words and punctuation marks, as BERT's without pieces."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = "a and box blue cat dog does holds hold it is old red the turtle very what which who . ?"
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([*names, *words.split()])}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )

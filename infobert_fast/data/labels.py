@@ -1,4 +1,4 @@
-"""The three relations of NLI and the ways in which corpora spell them."""
+"""How raw labels are recognised: the three relations of NLI and the ways in which corpora spell them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPELLINGS = {
     **dict.fromkeys(("neutral", "n", "not enough info"), 1),
     **dict.fromkeys(("contradiction", "contradict", "c", "refutes"), 2),
 }
-UNLABELLED = ("-1", "-")  # SNLI's marks for "the annotators did not agree"
+UNLABELLED = ("-1", "-", "-1.0")  # SNLI's marks for "the annotators did not agree", the hub's for test sets
 
 
 def fold(label: object) -> str:
@@ -27,18 +27,26 @@ def fold(label: object) -> str:
     return str(label).strip().lower()
 
 
-def label_table(labels: Mapping[Any, str] | Sequence[str] | None, names: list[str] | None) -> dict[str, int]:
-    """Folded raw label -> index into :data:`LABELS`, for integers with or without ``names``, or words.
+def label_table(
+    labels: Mapping[Any, str] | Sequence[str] | None,
+    names: Sequence[str] | None,
+    spellings: Mapping[str, int] = SPELLINGS,
+) -> dict[str, int]:
+    """Folded raw label -> index, for integers with or without ``names``, or words, by a task's ``spellings``.
 
     An explicit ``labels`` is the whole truth: nothing is guessed beside it.
+
+    Raises ``ValueError`` where ``labels`` maps to a word that is none of the task's.
     """
     if labels is not None:
-        pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels)
-        table = {fold(raw): SPELLINGS[fold(word)] for raw, word in pairs}
+        pairs = list(labels.items() if isinstance(labels, Mapping) else enumerate(labels))
+        if unknown := [word for _, word in pairs if fold(word) not in spellings]:
+            raise ValueError(f"labels maps to {unknown[0]!r}; allowed are {', '.join(spellings)}")
+        table = {fold(raw): spellings[fold(word)] for raw, word in pairs}
     else:
-        table = dict(SPELLINGS)
+        table = dict(spellings)
         if names is None:
-            table.update({str(index): index for index in range(len(LABELS))})
+            table.update({str(index): index for index in set(spellings.values())})
     if names is None:
         return table
     known = {str(index): table.get(fold(name), table.get(str(index))) for index, name in enumerate(names)}

@@ -1,46 +1,62 @@
-"""From sentence pairs to token ids; padding is left to transformers' collators."""
+"""From texts and pairs to token ids; padding is left to transformers' collators."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from infobert_fast.data.cache import fingerprint, tokenizer_key
+from infobert_fast.data.tasks import NLI, Task
+
 __all__ = ["tokenize"]
+
+AnyDataset = TypeVar("AnyDataset", datasets.Dataset, datasets.IterableDataset)
 
 
 def tokenize(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = 128, num_proc: int | None = None
-) -> datasets.Dataset:
-    """Tokenize an NLI dataset into ``input_ids``, ``token_type_ids`` (if the model has them), ``length``, ``labels``.
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int = 128,
+    num_proc: int | None = None,
+    *,
+    task: Task = NLI,
+) -> AnyDataset:
+    """Tokenize a task's corpus into ``input_ids``, ``token_type_ids`` (if the model has them), ``length``, ``labels``.
 
-    Nothing is padded here; pairs longer than ``max_length`` tokens lose words of the longer sentence first. The result
-    is cached by ``datasets`` under a fingerprint of data, tokenizer and ``max_length``, so that a second run, in this
-    process or another, reads it back. ``length`` (tokens, special ones included) is the column by which transformers
-    groups batches: ``TrainingArguments(train_sampling_strategy="group_by_length")``.
+    Nothing is padded here; pairs longer than ``max_length`` tokens lose words of the longer text first. The result
+    is cached by ``datasets`` under a name made of the data, the tokenizer's content, ``max_length``, the columns, this
+    package's data code and the libraries' versions, so that a second run, in this process or another, reads it back,
+    and a changed one does not. A streamed dataset is tokenized as it is read. ``length`` (tokens, special ones
+    included) is the column by which transformers groups batches:
+    ``TrainingArguments(train_sampling_strategy="group_by_length")``.
 
-    Raises ``ValueError`` for missing columns and for a ``max_length`` that leaves no room for two sentences.
+    Raises ``ValueError`` for missing columns and for a ``max_length`` that leaves no room for the texts.
     """
-    if missing := {"premise", "hypothesis", "label"} - set(dataset.column_names):
-        raise ValueError(f"dataset lacks the columns {sorted(missing)}; it has {dataset.column_names}; use load_nli")
-    shortest = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    names = list(dataset.column_names or [*task.texts, "label"])
+    if missing := {*task.texts, "label"} - set(names):
+        raise ValueError(f"dataset lacks the columns {sorted(missing)}; it has {names}; use load_nli")
+    count = len(task.texts)
+    shortest = tokenizer.num_special_tokens_to_add(pair=count == 2) + count
     if max_length < shortest:
-        raise ValueError(f"max_length is {max_length}; a pair takes at least {shortest} tokens, special ones included")
+        what = "a pair" if count == 2 else "a text"
+        raise ValueError(f"max_length is {max_length}; {what} takes at least {shortest} tokens, special ones included")
+    settings: dict[str, Any] = {"texts": list(task.texts), "max_length": max_length}
+    options: dict[str, Any] = {}
+    if isinstance(dataset, datasets.Dataset):
+        key = fingerprint("tokens", dataset._fingerprint, tokenizer_key(tokenizer), settings)
+        options = {"num_proc": num_proc, "new_fingerprint": key, "desc": "Tokenizing"}
     return dataset.map(
-        _encode,
-        batched=True,
-        num_proc=num_proc,
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-        remove_columns=dataset.column_names,
-        desc="Tokenizing",
+        _encode, batched=True, fn_kwargs={"tokenizer": tokenizer, **settings}, remove_columns=names, **options
     )
 
 
-def _encode(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list[Any]]:
+def _encode(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> dict[str, list[Any]]:
     encoded = tokenizer(
-        batch["premise"],
-        batch["hypothesis"],
+        *(batch[text] for text in texts),
         truncation="longest_first",
         max_length=max_length,
         return_attention_mask=False,  # nothing is padded yet, so it would be all ones

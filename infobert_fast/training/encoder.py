@@ -66,10 +66,10 @@ def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], to
     training = model.training
     model.eval()
     try:
-        by_ids = model(**few).logits
+        by_ids = _logits(model(**few))
         embeddings = word_embeddings_of(model)(few["input_ids"])
         outputs = model(**embedded_inputs(model, few, embeddings), output_hidden_states=True)
-        by_embeddings, first = outputs.logits, outputs.hidden_states[-1][:, 0]
+        by_embeddings, first = _logits(outputs), outputs.hidden_states[-1][:, 0]
         # No constant: LayerNorm would take it off again.
         embeddings[:, 1:2] += torch.linspace(-1, 1, embeddings.shape[2], device=embeddings.device)
         changed = model(**embedded_inputs(model, few, embeddings), output_hidden_states=True).hidden_states[-1][:, 0]
@@ -87,3 +87,8 @@ def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], to
             f"`model` ({type(model).__name__}) is causal: its first token sees nothing of the sentence it stands for; "
             f"use a bidirectional encoder"
         )
+
+
+def _logits(outputs: Any) -> Tensor:
+    """A classifier's logits, or a question answerer's of start and end."""
+    return outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])

@@ -1,8 +1,6 @@
-"""Fixtures of the data tests: caches of their own, and the real corpora where they are present."""
+"""Fixtures of the data tests: caches of their own, a generated corpus and files to write."""
 
 import json
-import os
-from pathlib import Path
 
 import datasets
 import pytest
@@ -16,19 +14,6 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
-
-
-@pytest.fixture(scope="session")
-def real_data():
-    """Turn a path inside the folder of real corpora into a full one; skip the test where it is absent."""
-    root = Path(os.environ.get("INFOBERT_FAST_DATA", "../shared/data"))
-
-    def find(path):
-        if not (root / path).is_file():
-            pytest.skip(f"no real data: {root / path} is absent; set INFOBERT_FAST_DATA to the folder that has it")
-        return str(root / path)
-
-    return find
 
 
 @pytest.fixture(scope="session")

@@ -75,13 +75,12 @@ def test_text_in_tables_stays_text(tmp_path):
     ]
 
 
-@pytest.mark.filterwarnings("ignore:Length of header")
 def test_cells_beyond_the_header_shift_no_column(tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text("premise\thypothesis\tlabel\na cat\tan animal\te\tworker 7\n")
     assert load_nli(str(path)).to_list() == [{"premise": "a cat", "hypothesis": "an animal", "label": 0}]
-    path.write_text("premise\thypothesis\tlabel\na cat\tan animal\n")
-    with pytest.raises(ValueError, match="example 1 has the unknown label ''"):
+    path.write_text("premise\thypothesis\tlabel\na cat\tan animal\te\na cat\tan animal\n")
+    with pytest.raises(ValueError, match=r"line 3 has no field 'label'; it has \['premise', 'hypothesis'\]"):
         load_nli(str(path))
 
 
@@ -208,10 +207,10 @@ def test_missing_field_lists_those_there_are(jsonl):
 @pytest.mark.parametrize(
     ("labels", "mapping", "message"),
     [
-        (["neutral", "maybe"], None, "example 2 has the unknown label 'maybe' in 'label'; known are .*'entailment'"),
-        ([0, 3], None, "example 2 has the unknown label 3 in 'label'; known are .*set labels to map it to entailment"),
-        (["neutral", None], None, "example 2 has the unknown label None"),
-        (["yes", "neutral"], {"yes": "entailment"}, r"example 2 has the unknown label 'neutral'.*known are \['yes'\]"),
+        (["neutral", "maybe"], None, "line 2 has the unknown label 'maybe' in 'label'; known are .*'entailment'"),
+        ([0, 3], None, "line 2 has the unknown label 3 in 'label'; known are .*set labels to map it to entailment"),
+        (["neutral", None], None, "line 2 has the unknown label None"),
+        (["yes", "neutral"], {"yes": "entailment"}, r"line 2 has the unknown label 'neutral'.*known are \['yes'\]"),
     ],
 )
 def test_unknown_label(jsonl, labels, mapping, message):
@@ -221,7 +220,7 @@ def test_unknown_label(jsonl, labels, mapping, message):
 
 
 def test_a_sentence_that_is_no_text(jsonl):
-    with pytest.raises(ValueError, match="example 2 has hypothesis None, which is no text"):
+    with pytest.raises(ValueError, match="line 2 has hypothesis None, which is no text"):
         load_nli(jsonl(PAIR, {**PAIR, "hypothesis": None}))
 
 
@@ -245,7 +244,7 @@ def test_empty_dataset(tmp_path, name, content):
 @pytest.mark.parametrize("content", ['{"premise": \n', "not json"])
 def test_a_broken_file(tmp_path, content):
     (tmp_path / "dev.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=r"cannot be read as json: .*; correct the file"):
+    with pytest.raises(ValueError, match=r"line 1, column \d+ is no JSON: .*; correct the file"):
         load_nli(str(tmp_path / "dev.jsonl"))
 
 

@@ -22,7 +22,7 @@ MATHEMATICS = [
 ]
 FLOORS = [
     *MATHEMATICS,
-    {"infobert_fast.data"},
+    {"infobert_fast.data", "infobert_fast.metrics"},
     {"infobert_fast.training"},
     {"infobert_fast.evaluation"},
     {"infobert_fast"},

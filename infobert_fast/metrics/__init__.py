@@ -1,0 +1,1 @@
+"""Scores from predictions and labels, as the benchmarks define them; NumPy alone."""

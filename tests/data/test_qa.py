@@ -1,0 +1,222 @@
+"""SQuAD's files, the windows cut from them, and the answers read back from logits."""
+
+import copy
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from infobert_fast.data.answers import AnswerReader
+from infobert_fast.data.qa import load_questions, windows
+
+CONTEXT = "The red box holds a cat. The blue box holds a dog and a very old turtle."
+DOCUMENT = {
+    "version": "2.0",
+    "data": [
+        {
+            "title": "boxes",
+            "paragraphs": [
+                {
+                    "context": CONTEXT,
+                    "qas": [
+                        {
+                            "id": "one",
+                            "question": "What does the red box hold?",
+                            "answers": [{"text": "a cat", "answer_start": 18}, {"text": "cat", "answer_start": 20}],
+                        },
+                        {"id": "two", "question": "Who holds it?", "answers": [], "is_impossible": True},
+                        {
+                            "id": "three",
+                            "question": " Which is old? ",
+                            "answers": [{"text": "turtle", "answer_start": CONTEXT.index("turtle")}],
+                        },
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def squad(tmp_path):
+    """Write a document, changed or not, and return its path."""
+
+    def write(change=lambda document: None, name="dev.json"):
+        document = copy.deepcopy(DOCUMENT)
+        change(document)
+        path = tmp_path / name
+        with (gzip.open if name.endswith(".gz") else open)(path, "wt") as file:
+            json.dump(document, file)
+        return str(path)
+
+    return write
+
+
+def question(document, number=0):
+    return document["data"][0]["paragraphs"][0]["qas"][number]
+
+
+@pytest.mark.parametrize("name", ["dev.json", "dev.json.gz"])
+def test_squads_json(squad, name):
+    loaded = load_questions(squad(name=name))
+    assert loaded["id"][:] == ["one", "two", "three"]
+    assert loaded[0]["answers"] == {"text": ["a cat", "cat"], "answer_start": [18, 20]}
+    assert loaded[1]["answers"] == {"text": [], "answer_start": []}
+    assert {row["context"] for row in loaded} == {CONTEXT}
+
+
+def test_lines_and_the_hub_hold_the_same_questions(squad, jsonl, tmp_path):
+    loaded = load_questions(squad())
+    assert load_questions(jsonl(*loaded)).to_list() == loaded.to_list()
+    (tmp_path / "folder").mkdir()
+    loaded.to_parquet(tmp_path / "folder" / "train.parquet")  # datasets loads a folder as it does a dataset of the hub
+    assert load_questions(f"{tmp_path / 'folder'}:train").to_list() == loaded.to_list()
+    assert load_questions({"path": squad(), "limit": 2})["id"][:] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("data"), r"the document has no field 'data'; it has \['version'\]: SQuAD's JSON is needed"),
+        (lambda d: d["data"][0].pop("paragraphs"), r"data\[0\] has no field 'paragraphs'; it has \['title'\]"),
+        (lambda d: question(d, 2).pop("answers"), r"data\[0\].paragraphs\[0\].qas\[2\] has no field 'answers'"),
+        (lambda d: question(d).update(answers={}), r"qas\[0\].answers is a dict; it must be a list"),
+        (lambda d: question(d).update(id=7), r"qas\[0\].id is a int; it must be a str"),
+        (lambda d: question(d)["answers"][1].pop("answer_start"), r"qas\[0\].answers has no field 'answer_start'"),
+        (
+            lambda d: question(d)["answers"][0].update(answer_start=17),
+            r"qas\[0\] \(id 'one'\) has the answer 'a cat' at answer_start 17, where its context reads ' a ca'",
+        ),
+        (lambda d: question(d, 1).update(id="one"), r"qas\[1\] has the id 'one' a second time"),
+        (lambda d: d.update(data=[]), "is empty: it holds no question"),
+    ],
+)
+def test_a_wrong_document(squad, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_questions(squad(change))
+    assert "dev.json" in str(error.value)
+
+
+def test_a_broken_document_and_a_missing_one(tmp_path, squad):
+    path = squad()
+    (tmp_path / "dev.json").write_text(json.dumps(DOCUMENT)[:-30])
+    with pytest.raises(ValueError, match=r"dev.json\): line 1, column \d+ is no JSON"):
+        load_questions(path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_questions(str(tmp_path / "absent.json"))
+
+
+def covered(rows):
+    """The characters of the paragraph that a question's windows hold, white space aside."""
+    spans = {(start, end) for row in rows for start, end in zip(row["starts"], row["ends"], strict=True) if start >= 0}
+    return "".join(CONTEXT[start:end] for start, end in sorted(spans))
+
+
+@pytest.mark.parametrize(("max_length", "stride"), [(60, 8), (22, 6)])
+def test_windows_cover_the_paragraph_and_mark_the_answer(squad, squad_tokenizer, max_length, stride):
+    questions = load_questions(squad())
+    cut = windows(questions, squad_tokenizer, max_length, stride)
+    assert set(cut["example"]) == {0, 1, 2}
+    for number in range(3):
+        rows = [row for row in cut if row["example"] == number]
+        assert (len(rows) > 1) == (max_length == 22)
+        assert covered(rows) == CONTEXT.replace(" ", "")
+        answers = questions[number]["answers"]["text"]
+        marked = 0
+        for row in rows:
+            assert row["length"] == len(row["input_ids"]) == len(row["starts"]) == len(row["ends"]) <= max_length
+            first, last = row["start_positions"], row["end_positions"]
+            whole = CONTEXT[row["starts"][first] : row["ends"][last]] if first else ""
+            assert whole in ("", *answers[:1])
+            marked += bool(whole)
+        assert (marked > 0) == bool(answers)
+
+
+def test_a_question_is_cut_and_a_paragraph_never_lost(squad, squad_tokenizer):
+    path = squad(lambda d: question(d).update(question="box " * 500))
+    cut = windows(load_questions(path), squad_tokenizer, 200, 16)
+    first = next(iter(cut))
+    assert first["input_ids"].count(squad_tokenizer.convert_tokens_to_ids("box")) == 64 + CONTEXT.count("box")
+    assert first["length"] <= 200
+    assert max(first["ends"]) > 0
+
+
+def test_lengths_without_room_are_refused(squad, squad_tokenizer):
+    questions = load_questions(squad())
+    with pytest.raises(ValueError, match=r"max_length is 20 and doc_stride 10: .*lower doc_stride or raise max_length"):
+        windows(questions, squad_tokenizer, 20, 10)
+
+
+def logits_for(cut, wanted, height=5.0):
+    """Logits whose best span is ``wanted[example]``: first and last character, or None for the first token."""
+    starts, ends = [], []
+    for row in cut:
+        start, end = np.zeros(row["length"]), np.zeros(row["length"])
+        span = wanted[row["example"]]
+        if span is None:
+            start[0] = end[0] = height
+        elif span[0] in row["starts"] and span[1] in row["ends"]:
+            start[row["starts"].index(span[0])] = end[row["ends"].index(span[1])] = height
+        starts.append(start)
+        ends.append(end)
+    return starts, ends
+
+
+def test_answers_are_read_from_logits(squad, squad_tokenizer):
+    questions = load_questions(squad())
+    cut = windows(questions, squad_tokenizer, 22, 6)
+    at = CONTEXT.index("a very old turtle")
+    start, end = logits_for(cut, {0: (20, 23), 1: None, 2: (at, at + 17)})
+    answers = AnswerReader(n_best=5).read(questions, cut, start, end)
+    assert answers.predictions["one"] == "cat"
+    assert answers.predictions["three"] == "a very old turtle"
+    assert answers.predictions["two"] != ""  # never empty without a threshold
+    assert answers.null_odds["one"] == -10
+    assert answers.null_odds["two"] == 10
+    assert answers.n_best["one"][0].score == 10
+    assert len(answers.n_best["one"]) == 5
+    assert sum(span.probability for span in answers.n_best["one"]) == pytest.approx(1)
+    with_threshold = AnswerReader(null_threshold=0.0).read(questions, cut, start, end)
+    assert with_threshold.predictions == {"one": "cat", "two": "", "three": "a very old turtle"}
+    assert AnswerReader(null_threshold=10.0).read(questions, cut, start, end).predictions["two"] != ""
+    short = AnswerReader(max_answer_length=2).read(questions, cut, start, end)
+    assert len(short.predictions["three"].split()) <= 2
+
+
+def test_no_end_before_its_start_and_nothing_outside_the_paragraph(squad, squad_tokenizer):
+    questions = load_questions({"path": squad(), "limit": 1})
+    cut = windows(questions, squad_tokenizer, 60, 8)
+    row = cut[0]
+    start, end = np.zeros(row["length"]), np.zeros(row["length"])
+    start[row["starts"].index(CONTEXT.index("dog"))] = 9
+    end[row["ends"].index(CONTEXT.index("cat") + 3)] = 9  # before that start
+    start[1] = end[1] = 50  # a token of the question
+    answers = AnswerReader().read(questions, cut, [start], [end])
+    text = answers.predictions["one"]
+    assert text in CONTEXT
+    assert answers.n_best["one"][0].score == 9  # one of the two peaks, never both
+    # Padding behind a window changes nothing.
+    padded = AnswerReader().read(questions, cut, np.pad(start, (0, 7))[None], np.pad(end, (0, 7))[None])
+    assert padded == answers
+
+
+def test_rows_that_are_not_the_windows_are_refused(squad, squad_tokenizer):
+    questions = load_questions(squad())
+    cut = windows(questions, squad_tokenizer, 60, 8)
+    with pytest.raises(ValueError, match=r"there are 3 windows, 1 rows of `start_logits` and 1 of `end_logits`"):
+        AnswerReader().read(questions, cut, [np.zeros(3)], [np.zeros(3)])
+
+
+@pytest.mark.parametrize(
+    ("path", "count"),
+    [
+        ("squad/dev-v1.1.rebuilt.json", 10_570),
+        ("squad/train-v1.1.partial.json", 8_200),
+        ("adversarial_squad/sample1k-HCVerifyAll.json", 3_560),
+        ("adversarial_squad/sample1k-HCVerifySample.json", 1_787),
+    ],
+)
+def test_the_public_files_load_whole(real_data, path, count):
+    assert len(load_questions(real_data(path))) == count
