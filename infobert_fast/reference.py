@@ -28,6 +28,7 @@ __all__ = [
     "nwj",
     "pairwise_mlp_logsumexp",
     "select_anchors",
+    "separable_info_nce",
     "variational_upper_bound",
 ]
 
@@ -136,6 +137,38 @@ def pairwise_mlp_logsumexp(
         return lse(a_pairs, b)
     b_pairs = b if pair_index is None else b[pair_index]
     return torch.cat([lse(p, q) for p, q in zip(a_pairs.split(chunk_size), b_pairs.split(chunk_size), strict=True)])
+
+
+def separable_info_nce(
+    local: Tensor,
+    global_: Tensor,
+    *,
+    critic: str = "dot",
+    weight: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    symmetric: bool = False,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """``mean_i [ F(x_i, y_i) - (logsumexp_j F(x_j, y_i) - log n_i) ]``, N x N scores; j of i's label left out but i."""
+    x = local if local_index is None else local[local_index]
+    y = global_ if pair_index is None else global_[pair_index]
+    if critic == "cosine":
+        x, y = x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True)
+    elif critic == "bilinear":
+        assert weight is not None
+        x = x @ weight
+    table = scale * (y @ x.t())  # table[i, j] = F(x_j, y_i)
+    left_out = torch.zeros_like(table, dtype=torch.bool)
+    if labels is not None:
+        left_out = (labels.unsqueeze(1) == labels) & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+
+    def bound(table: Tensor) -> Tensor:
+        lse = torch.logsumexp(table.masked_fill(left_out, -math.inf), dim=1)
+        return (table.diagonal() - (lse - (~left_out).sum(1).to(table.dtype).log())).mean()
+
+    return (bound(table) + bound(table.t())) / 2 if symmetric else bound(table)
 
 
 def club(y: Tensor, mask: Tensor | None = None) -> Tensor:

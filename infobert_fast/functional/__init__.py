@@ -16,6 +16,7 @@ from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
 from infobert_fast.functional.pairwise import PRECISIONS, Precision, pairwise_mlp_logsumexp
 from infobert_fast.functional.perturbation import NORM_TYPES, NormType, freelb_init, freelb_step
+from infobert_fast.functional.separable import SEPARABLE_CRITICS, SeparableCritic, separable_info_nce
 from infobert_fast.functional.upper_bounds import (
     club,
     club_sampled,
@@ -30,9 +31,11 @@ __all__ = [
     "IMPLEMENTATIONS",
     "NORM_TYPES",
     "PRECISIONS",
+    "SEPARABLE_CRITICS",
     "Implementation",
     "NormType",
     "Precision",
+    "SeparableCritic",
     "anchor_counts",
     "anchor_indices",
     "club",
@@ -49,5 +52,6 @@ __all__ = [
     "pairwise_mlp_logsumexp",
     "sample_rows",
     "select_anchors",
+    "separable_info_nce",
     "variational_upper_bound",
 ]

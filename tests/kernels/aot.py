@@ -76,6 +76,11 @@ def innermost_loops(code):
     return [instructions[start:end] for start, end in inner]
 
 
+def straight_line(code):
+    """All instructions of a kernel without loops."""
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", code, flags=re.M)
+
+
 def instructions_per_unit(code, unit):
     """Worst ratio of instructions to pair-units over the inner loops; ``unit`` matches the one instruction of each
     pair-unit.
@@ -105,7 +110,7 @@ def only(kernel, given):
 def facts(variant, capability):
     name, kernel, arguments, num_warps, unit = variant
     numbers, code = compile_ahead(kernel, arguments, capability, num_warps, unit is not None)
-    ratio = None if unit is None else round(instructions_per_unit(code, unit), 3)
+    ratio = None if unit is None else round(unit(code) if callable(unit) else instructions_per_unit(code, unit), 3)
     return {"name": name, "capability": capability, "per_unit": ratio} | numbers
 
 

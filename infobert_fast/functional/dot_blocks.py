@@ -1,0 +1,105 @@
+"""Row and column log-sum-exp of a matrix of dot products in plain PyTorch: the twin of ``kernels/separable.py``.
+
+``u_ij = scale <y_i, x_j>`` is made one block at a time, and again for the gradient: memory is O(N d) plus a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["separable_backward", "separable_forward"]
+
+
+def block_scores(device: torch.device) -> int:
+    """Scores of one block: 4 MiB on a CPU, within its cache; 256 MiB elsewhere, where launches weigh more."""
+    return 1 << (20 if device.type == "cpu" else 26)
+
+
+def _blocks(y: Tensor, x: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Cover I x J by slices of at most one block, as square as they can be."""
+    I, J, scores = y.shape[0], x.shape[0], block_scores(x.device)  # noqa: E741
+    rows = min(I, max(math.isqrt(scores), scores // J))
+    columns = min(J, max(scores // rows, 1))
+    for i in range(0, I, rows):
+        for j in range(0, J, columns):
+            yield slice(i, min(i + rows, I)), slice(j, min(j + columns, J))
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a b`` in ``dtype``: half-precision inputs with float32 output on a GPU; widened first elsewhere."""
+    if a.dtype == dtype:
+        return torch.mm(a, b)
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
+
+
+def _left_out(labels: Tensor, i: slice, j: slice) -> Tensor:
+    """Pairs of equal label that are not the pair itself."""
+    own = torch.arange(i.start, i.stop, device=labels.device).unsqueeze(1) == torch.arange(
+        j.start, j.stop, device=labels.device
+    )
+    return (labels[i].unsqueeze(1) == labels[j]) & ~own
+
+
+def _scores(x: Tensor, y: Tensor, scale: Tensor, labels: Tensor | None, i: slice, j: slice) -> Tensor:
+    u = _product(y[i], x[j].t(), scale.dtype).mul_(scale)
+    return u if labels is None else u.masked_fill_(_left_out(labels, i, j), -torch.inf)
+
+
+def separable_forward(
+    x: Tensor, y: Tensor, scale: Tensor, labels: Tensor | None, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """``(lse_i [I], lse_j [J])`` in float32 at least; the second is empty unless ``symmetric``."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.device.type == "cpu":
+        x, y = x.to(dtype), y.to(dtype)  # once, not once a block
+    scale = scale.to(dtype)
+    lse_i = x.new_full((y.shape[0],), -torch.inf, dtype=dtype)
+    lse_j = x.new_full((x.shape[0] if symmetric else 0,), -torch.inf, dtype=dtype)
+    for i, j in _blocks(y, x):
+        u = _scores(x, y, scale, labels, i, j)
+        lse_i[i] = torch.logaddexp(lse_i[i], torch.logsumexp(u, 1))
+        if symmetric:
+            lse_j[j] = torch.logaddexp(lse_j[j], torch.logsumexp(u, 0))
+    return lse_i, lse_j
+
+
+def separable_backward(
+    grad_i: Tensor,
+    grad_j: Tensor,
+    lse_i: Tensor,
+    lse_j: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    labels: Tensor | None,
+    symmetric: bool,
+    need: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``(dx, dy, dscale)``, None where not needed: ``dy = scale W x``, ``dx = scale W' y`` with
+    ``W_ij = grad_i exp(u_ij - lse_i) + grad_j exp(u_ij - lse_j)``, in float32 at least.
+    """
+    need_x, need_y, need_scale = need
+    dtype = lse_i.dtype
+    wide_x, wide_y, wide = x.to(dtype), y.to(dtype), scale.to(dtype)
+    sum_x, sum_y = torch.zeros_like(wide_x), torch.zeros_like(wide_y)
+    sums_y = need_y or (need_scale and not need_x)
+    for i, j in _blocks(y, x) if need_x or sums_y else ():
+        u = _scores(wide_x, wide_y, wide, labels, i, j)
+        w = torch.exp(u - lse_i[i].unsqueeze(1)).mul_(grad_i[i].unsqueeze(1))
+        if symmetric:
+            w.add_(u.sub_(lse_j[j]).exp_().mul_(grad_j[j]))
+        if need_x:
+            sum_x[j].addmm_(w.t(), wide_y[i])
+        if sums_y:
+            sum_y[i].addmm_(w, wide_x[j])
+    # sum_ij W_ij <y_i, x_j>, from whichever sum over pairs is there
+    dots = (sum_y * wide_y if sums_y else sum_x * wide_x).sum() if need_scale else None
+    return (
+        sum_x.mul_(wide) if need_x else None,
+        sum_y.mul_(wide) if need_y else None,
+        None if dots is None else dots.reshape(scale.shape).to(scale.dtype),
+    )
