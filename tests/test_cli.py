@@ -1,5 +1,6 @@
 """The command line, as a user types it: settings and overrides, a whole run, evaluation, and every refusal's words."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def test_published_settings_parse():
     )
     assert (model_args.hidden_dropout_prob, model_args.attention_probs_dropout_prob) == (0.1, 0)
     assert len(data_args.train_data) == 5
+
+
+def test_an_attention_that_is_not_installed_is_a_message(nli_folder, tmp_path, capsys):
+    if importlib.util.find_spec("flash_attn"):
+        pytest.skip("flash_attn is installed")
+    given = ["--model_name_or_path", str(nli_folder / "model"), "--train_data", str(nli_folder / "train.jsonl")]
+    given += ["--output_dir", str(tmp_path), "--attn_implementation", "flash_attention_2", "--use_cpu", "True"]
+    assert main(["train", *given]) == 2
+    assert "the package for FlashAttention2 doesn't seem to be installed" in capsys.readouterr().err
 
 
 def test_limits_do_not_widen_a_source():

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise ValueError(f"there is no such command; it must be one of {', '.join(COMMANDS)}: see infobert --help")
         work = importlib.import_module(f"infobert_fast.cli.{command}").prepare(rest)
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, OSError, ImportError, yaml.YAMLError) as error:
         print(f"infobert {command}: {error}", file=sys.stderr)
         return 2
     work()

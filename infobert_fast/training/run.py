@@ -51,6 +51,9 @@ class ModelArguments:
     attention_probs_dropout_prob: float | None = field(
         default=None, metadata={"help": "Dropout of attention weights; the model's own where unset."}
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, flash_attention_2, eager, ...; what transformers chooses where unset."}
+    )
 
 
 @dataclass
@@ -249,7 +252,9 @@ def _limited(source: Source, limit: int, seed: int) -> Source:
 
 def _config(model_args: ModelArguments) -> PreTrainedConfig:
     """The model's configuration with the dropout that was asked for."""
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    config = AutoConfig.from_pretrained(
+        model_args.model_name_or_path, attn_implementation=model_args.attn_implementation
+    )
     for name, value in dataclasses.asdict(model_args).items():
         if name.endswith("_prob") and value is not None:
             if not hasattr(config, name):

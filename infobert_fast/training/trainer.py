@@ -276,8 +276,10 @@ class InfoBertTrainer(Trainer):
         if callable(train_mode := getattr(self.optimizer, "train", None)):  # schedule-free optimisers have one
             train_mode()
         inputs = self._prepare_inputs(inputs)
-        bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True)
+        bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
         if not self._checked:
+            # Also what lets torch.compile see one graph: transformers installs its hooks for hidden states in a model's
+            # first forward, which breaks the graph there; these forwards are uncompiled.
             check_embedded_forward(bare, inputs)
             self._throughput.per_token = linear_flops_per_token(bare, inputs)
             self._checked = True
