@@ -86,14 +86,13 @@ def separable_info_nce(
         dtype = torch.get_autocast_dtype(device)
     wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(device, enabled=False):
-        x, y = local, global_
+        x, y = local.to(wide), global_.to(wide)
         if critic == "cosine":
-            x, y = (F.normalize(t.to(wide), dim=1, eps=1e-8) for t in (x, y))
+            x, y = (F.normalize(t, dim=1, eps=1e-8) for t in (x, y))
         elif critic == "bilinear":
             assert weight is not None
-            y = F.linear(y.to(dtype), weight.to(dtype))
-        # Rounded to the products' dtype once, and widened again: gradients of a row's uses are summed in float32.
-        x, y = gather(x.to(dtype).to(wide), local_index), y.to(dtype).to(wide)
+            y = F.linear(y, weight.to(wide))
+        x, y = gather(_Rounded.apply(x, dtype), local_index), _Rounded.apply(y, dtype)
         if symmetric or labels is not None:
             y, pair_index = gather(y, pair_index), None
         lse_i, lse_j = _logsumexp(x, y, scale, labels, symmetric, dtype, choose(implementation, local, kernel=True))
@@ -113,6 +112,20 @@ def _terms(labels: Tensor | None, pairs: int, like: Tensor) -> Tensor:
     ordered = labels.sort().values
     equal = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
     return (pairs + 1 - equal).to(like.dtype)
+
+
+class _Rounded(torch.autograd.Function):
+    """Values of ``dtype`` held in the tensor's own: a cast and back would round the gradient too, which is smaller by
+    1 / N and would vanish in float16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).to(x.dtype) if x.dtype != dtype else x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _SeparableLogsumexp(torch.autograd.Function):
