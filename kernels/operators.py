@@ -8,6 +8,7 @@ The operator returns ``lse`` alone; its backward recomputes the scores, whose sh
 import torch
 from torch import Tensor
 
+from .chunk_bound import chunk_bound
 from .operands import accumulator
 from .pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 
@@ -70,3 +71,31 @@ def _backward(ctx, grad_lse):
 
 
 pairwise_mlp.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("infobert_fast::chunk_info_nce", mutates_args=())
+def chunk_info_nce(
+    a: Tensor, b: Tensor, w2: Tensor, b2: Tensor,
+    local_index: Tensor | None, pair_index: Tensor | None, chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """``chunk_bound`` with all gradients: what a graph will need of them is not known where it is called."""
+    return chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, (True,) * 4)
+
+
+@chunk_info_nce.register_fake
+def _(a, b, w2, b2, local_index, pair_index, chunk_size):
+    return a.new_empty(()), *(x.new_empty(x.shape) for x in (a, b, w2, b2))
+
+
+def _save_gradients(ctx, inputs, output):
+    _, *gradients = output
+    ctx.mark_non_differentiable(*gradients)
+    ctx.save_for_backward(*gradients)
+
+
+def _scale_gradients(ctx, grad_bound, *_):
+    wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
+    return *(gradient * grad_bound if needed else None for gradient, needed in wanted), None, None, None
+
+
+chunk_info_nce.register_autograd(_scale_gradients, setup_context=_save_gradients)

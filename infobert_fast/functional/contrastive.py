@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import reference
+from infobert_fast.functional import fused
 from infobert_fast.functional.critic import check_critic
-from infobert_fast.functional.implementation import Implementation
+from infobert_fast.functional.implementation import Implementation, choose
 from infobert_fast.functional.pairwise import Precision, gather
 
 __all__ = ["donsker_varadhan", "info_nce", "nwj"]
@@ -80,7 +81,11 @@ def info_nce(
             *critic.operands, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size
         )
     pairs = critic.pairs
-    score, lse = critic.scores(chunk_size, implementation, precision)
+    projected = critic.project()
+    kernels = choose(implementation, projected.a, kernel=True) == "triton"
+    if kernels and pairs and chunk_size is not None and fused.is_short(chunk_size):
+        return fused.info_nce(*projected, chunk_size)
+    score, lse = projected.scores(chunk_size, implementation, precision)
     # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
     positive = F.softplus(score, threshold=50.0)
     # exp(softplus(u)) = 1 + e^u, so logsumexp_j softplus(u_ij) = log(n + sum_j e^u_ij): no softplus per pair.
@@ -135,7 +140,7 @@ def nwj(
     )
     if implementation == "reference":
         return reference.nwj(*critic.operands, local_index=local_index, pair_index=pair_index)
-    score, lse = critic.scores(None, implementation, precision)
+    score, lse = critic.project().scores(None, implementation, precision)
     return score.mean() - _of_pairs(torch.exp(lse - (math.log(critic.pairs) + 1)), pair_index).mean()
 
 
@@ -179,7 +184,7 @@ def donsker_varadhan(
     )
     if implementation == "reference":
         return reference.donsker_varadhan(*critic.operands, local_index=local_index, pair_index=pair_index)
-    score, lse = critic.scores(None, implementation, precision)
+    score, lse = critic.project().scores(None, implementation, precision)
     log_mean = torch.logsumexp(_of_pairs(lse, pair_index), 0) - 2 * math.log(critic.pairs)
     return (score.mean() - log_mean) * (critic.pairs > 1)
 

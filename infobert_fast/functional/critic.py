@@ -12,7 +12,7 @@ from infobert_fast import checks
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
 from infobert_fast.functional.pairwise import PRECISIONS, Precision, count_pairs, gather, pairwise_mlp_logsumexp
 
-__all__ = ["Critic", "Scores", "check_critic"]
+__all__ = ["Critic", "Projected", "Scores", "check_critic"]
 
 
 class Critic(NamedTuple):
@@ -32,12 +32,11 @@ class Critic(NamedTuple):
     def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self[:6]
 
-    def scores(self, chunk_size: int | None, implementation: Implementation, precision: Precision) -> Scores:
-        """Scores ``u = w2 . relu(W1 [x; y] + b1) + b2``, in float32 at least."""
+    def project(self) -> Projected:
+        """``W1 [x; y] = Wx x + Wy y``: two GEMMs instead of an N x N x 2d concatenation; in float32 at least."""
         local, global_, w1, b1, w2, b2, local_index, pair_index, pairs = self
         with torch.autocast(local.device.type, enabled=False):
-            # W1 [x; y] = Wx x + Wy y: two GEMMs instead of an N x N x 2d concatenation. Gather before the projection
-            # unless rows repeat: P rows of x_dim are then fewer than M.
+            # Gather before the projection unless rows repeat: P rows of x_dim are then fewer than M.
             wx, wy = w1.split((local.shape[1], global_.shape[1]), dim=1)
             if local_index is not None and pairs <= local.shape[0]:
                 local, local_index = gather(local, local_index), None
@@ -45,7 +44,22 @@ class Critic(NamedTuple):
             # one of each pair's sum would; and the gradients of a row's many uses must not be summed in half precision.
             wide = torch.promote_types(local.dtype, torch.float32)
             local, global_, wx, wy, b1, w2, b2 = (t.to(wide) for t in (local, global_, wx, wy, b1, w2, b2))
-            a, b = F.linear(local, wx), F.linear(global_, wy, b1)
+            return Projected(F.linear(local, wx), F.linear(global_, wy, b1), w2, b2, local_index, pair_index)
+
+
+class Projected(NamedTuple):
+    """What the scores ``u_ij = w2 . relu(a_j + b_i) + b2`` of a call are made of."""
+
+    a: Tensor  # [M, H]
+    b: Tensor  # [B, H]
+    w2: Tensor  # [H]
+    b2: Tensor  # [1]
+    local_index: Tensor | None
+    pair_index: Tensor | None
+
+    def scores(self, chunk_size: int | None, implementation: Implementation, precision: Precision) -> Scores:
+        a, b, w2, b2, local_index, pair_index = self
+        with torch.autocast(a.device.type, enabled=False):
             lse = pairwise_mlp_logsumexp(
                 a,
                 b,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infobert_fast.functional.once import first_order
 
-__all__ = ["pairwise_mlp_logsumexp"]
+__all__ = ["info_nce", "is_short", "pairwise_mlp_logsumexp"]
 
 
 class _PairwiseMlpLogsumexp(torch.autograd.Function):
@@ -83,3 +83,60 @@ def pairwise_mlp_logsumexp(
         # Crossing a registered operator's boundary costs microseconds that the paper's regime would feel.
         lse = _PairwiseMlpLogsumexp.apply(a, b, w2, b2, local_index, pair_index, chunk_size, precision)
     return lse
+
+
+class _ChunkBound(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        local_index: Tensor | None,
+        pair_index: Tensor | None,
+        chunk_size: int,
+    ) -> Tensor:
+        from infobert_fast.kernels.chunk_bound import chunk_bound
+
+        bound, *gradients = chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, ctx.needs_input_grad[:4])
+        # the inputs themselves only mark where a second derivative would have to pass
+        ctx.save_for_backward(*gradients, a, b, w2, b2)
+        return bound
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_bound: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors[:4]
+        scaled = iter(torch._foreach_mul([x for x in gradients if x is not None], grad_bound))  # one launch for all
+        return (*(None if x is None else next(scaled) for x in gradients), None, None, None)
+
+
+def is_short(chunk_size: int) -> bool:
+    """Whether chunks of this size have a kernel of their own for the whole bound."""
+    from infobert_fast.kernels.chunks import LONGEST
+
+    short: bool = chunk_size <= LONGEST
+    return short
+
+
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    local_index: Tensor | None,
+    pair_index: Tensor | None,
+    chunk_size: int,
+) -> Tensor:
+    """The bound of :func:`infobert_fast.functional.info_nce` over short chunks, from projected rows: ``[]`` in nats.
+
+    The forward makes the gradients as well, where any is needed; the backward scales them.
+    """
+    if torch.compiler.is_compiling():
+        from infobert_fast.kernels.operators import chunk_info_nce
+
+        bound: Tensor = chunk_info_nce(a, b, w2, b2, local_index, pair_index, chunk_size)[0]
+    else:
+        bound = _ChunkBound.apply(a, b, w2, b2, local_index, pair_index, chunk_size)
+    return bound

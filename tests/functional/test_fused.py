@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from infobert_fast import InfoNCE, functional
 
@@ -67,6 +69,82 @@ def test_compiled_graphs_hold_the_registered_operator():
     compiled = torch.compile(critic, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(local, global_, **indices), critic(local, global_, **indices))
     assert any("infobert_fast.pairwise_mlp" in str(node.target) for node in graphs[0].graph.nodes)
+
+
+def test_short_chunks_compile_to_one_operator_for_any_number_of_pairs():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    critic, local, global_, indices = case(torch.float32)
+    critic.implementation = "triton"
+    compiled = torch.compile(critic, fullgraph=True, dynamic=True, backend=counter)
+    for pairs in (33, 20, 17):
+        some = {name: index[:pairs].clone() for name, index in indices.items()}
+        inputs = [local, global_, *critic.parameters()]
+        got, expected = (bound(local, global_, chunk_size=8, **some) for bound in (compiled, critic))
+        for x, y in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, inputs), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operators that run; those that only look at a tensor are left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.is_view and function.overloadpacket.__name__ not in ("detach", "empty", "ones_like"):
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_short_chunks_take_two_launches_forward_and_one_backward(monkeypatch):
+    from infobert_fast.kernels import chunk_bound
+
+    launched = []
+
+    class Counted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launch = self.kernel[grid]
+
+            def run(*args, **kwargs):
+                launched.append(1)
+                with torch.utils._python_dispatch._disable_current_modes():  # the interpreter's own copies
+                    return launch(*args, **kwargs)
+
+            return run
+
+    for name in ("chunk_bound_kernel", "gather_parts_kernel"):
+        monkeypatch.setattr(chunk_bound, name, Counted(getattr(chunk_bound, name)))
+    a, b = (torch.randn(n, 16, device=DEVICE, requires_grad=True) for n in (12, 3))
+    w2, b2 = (torch.randn(n, device=DEVICE, requires_grad=True) for n in (16, 1))
+    owner = torch.arange(12, device=DEVICE) // 4
+    with Operations() as forward:
+        bound = functional.fused.info_nce(a, b, w2, b2, None, owner, 4)
+    assert len(launched) == 2
+    assert forward.names == []
+    with Operations() as backward:
+        bound.backward()
+    assert len(launched) == 2
+    assert backward.names == ["_foreach_mul"]
+
+
+def test_one_bound_twice_in_a_graph_and_two_backwards():
+    """The unit gradients are kept unscaled: neither a second use nor a second backward finds them spent."""
+    critic, local, global_, indices = case(WIDE)
+    critic.implementation = "triton"
+    inputs = [local, global_, *critic.parameters()]
+    bound = critic(local, global_, chunk_size=8, **indices)
+    once = torch.autograd.grad(bound, inputs, retain_graph=True)
+    twice = torch.autograd.grad(3 * bound + bound * bound.detach(), inputs, retain_graph=True)
+    again = torch.autograd.grad(bound, inputs)
+    for x, y, z in zip(once, twice, again, strict=True):
+        assert torch.equal(x, z)
+        torch.testing.assert_close(y, (3 + bound.detach()) * x)
 
 
 def test_precision_reaches_the_kernels():

@@ -2,9 +2,11 @@
 
 from aot import only, typed
 
-from infobert_fast.kernels import chunks, fast_scores, mask_sums, operands, scores
+from infobert_fast.kernels import chunk_bound, chunks, fast_scores, mask_sums, operands, scores
 
+# the one instruction that each pair-unit has
 ABS_ADD, MASKED_ADD, PACKED_RELU = r"FADD2? [^;]*\|", r"FFMA2? ", r"HFMA2\.RELU"
+CHUNK_RELU, CHUNK_MASK = r"FMNMX", r"FSET"
 
 
 def variants():
@@ -34,6 +36,11 @@ def variants():
     yield "merge", scores.merge_kernel, typed(scores.merge_kernel, BR=32, BK=32), 4, None
     segment = typed(mask_sums.segment_sum_kernel, order_ptr="*i64:16", start_ptr="*i64:16", BP=16, BH=64)
     yield "segment_sum", mask_sums.segment_sum_kernel, segment, 1, None
+    gather = typed(
+        chunk_bound.gather_parts_kernel, index_ptr="*i64:16",
+        BP=chunk_bound.GATHER_PAIRS, BH=chunk_bound.GATHER_UNITS, NEED_W=True,
+    )  # fmt: skip
+    yield "gather_parts", chunk_bound.gather_parts_kernel, gather, 4, None
     for dtype in ("fp32", "bf16", "fp16"):
         x = f"*{dtype}:16"
         operand = typed(
@@ -55,21 +62,20 @@ def variants():
         yield f"finish, {dtype}", mask_sums.finish_kernel, finish, 4, None
         rows = {"a_ptr": x, "b_ptr": x, "w_ptr": x, "a_unit": 1, "b_unit": 1, "LOCAL": True, "PAIR": True} | index
         for C in (16, 32, 64):
-            forward = typed(chunks.chunk_forward_kernel, **rows, b2_ptr=x, C=C, BI=chunks.ROWS, BH=chunks.FORWARD_UNITS)
-            yield f"chunk_forward, {dtype}, {C}", chunks.chunk_forward_kernel, forward, C // 8, None
-            backward = typed(
-                chunks.chunk_backward_kernel,
-                **rows,
-                C=C,
-                BH=chunks.BACKWARD_UNITS,
-                NEED_A=True,
-                NEED_B=True,
-                NEED_W=True,
-            )
-            yield (
-                f"chunk_backward, {dtype}, {C}",
-                chunks.chunk_backward_kernel,
-                backward,
-                chunks.backward_warps(C),
-                None,
-            )
+            yield from chunk_variants(dtype, rows, C)
+
+
+def chunk_variants(dtype, rows, C):
+    BR, BH, warps = chunks.gradient_tile(C)
+    kernel = chunks.chunk_forward_kernel
+    forward = typed(kernel, **rows, b2_ptr=rows["w_ptr"], C=C, BI=chunks.ROWS, BH=chunks.FORWARD_UNITS)
+    yield f"chunk_forward, {dtype}, {C}", kernel, forward, C // 16, CHUNK_RELU
+    kernel = chunks.chunk_backward_kernel
+    backward = typed(kernel, **rows, C=C, BR=BR, BH=BH, NEED_A=True, NEED_B=True, NEED_W=True)
+    yield f"chunk_backward, {dtype}, {C}", kernel, backward, warps, MASKED_ADD
+    if dtype == "fp32":
+        kernel = chunk_bound.chunk_bound_kernel
+        sizes = {"C": C, "BS": chunk_bound.SCORE_UNITS, "BR": BR, "BH": BH}
+        bound = typed(kernel, **rows, **sizes, b2_ptr="*fp32:16", NEED_A=True, NEED_B=True, NEED_W=True)
+        yield f"chunk_bound, scores, {C}", kernel, bound, warps, CHUNK_RELU
+        yield f"chunk_bound, sums, {C}", kernel, bound, warps, CHUNK_MASK
