@@ -1,51 +1,185 @@
-"""``infobert evaluate``: a fine-tuned model on one or many corpora."""
+"""``infobert evaluate``: a fine-tuned model on clean and adversarial sets, in one table."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 
-from infobert_fast.cli.files import write_json
-from infobert_fast.data.corpora import load_many
-from infobert_fast.evaluation.accuracy import Accuracy, evaluate
+from infobert_fast import checks
+from infobert_fast.cli.files import write_json, write_text
+from infobert_fast.data.answers import AnswerReader
+from infobert_fast.data.corpora import by_name, load
+from infobert_fast.data.mixtures import expand
+from infobert_fast.data.qa import load_questions, windows
+from infobert_fast.data.source import FEVER_ORDERS, Source, check_file
+from infobert_fast.data.tasks import NLI, QUESTION_ANSWERING, TASK_NAMES, TASKS, Task
+from infobert_fast.evaluation.accuracy import label_order, predict
+from infobert_fast.evaluation.answers import answer, score_answers
+from infobert_fast.evaluation.information import measure_each
+from infobert_fast.evaluation.report import Result, answered, as_json, as_markdown, classified, compare, table
+from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
+from infobert_fast.training.head import head_order
 
 __all__ = ["prepare"]
 
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
-    """Read corpora and model; the work is the evaluation and its table."""
-    parser = argparse.ArgumentParser(prog="infobert evaluate", allow_abbrev=False)
-    parser.add_argument("model", help="a fine-tuned model's folder, or its name on the hub")
-    parser.add_argument("--data", nargs="+", required=True, help="sources: [name=]path[#field][:split]")
-    parser.add_argument("--output", type=Path, help="also write the table here, as JSON")
-    parser.add_argument("--max_length", type=int, default=128, help="longest pair in tokens")
-    parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
-    given = parser.parse_args(list(arguments))
-    corpora = load_many(given.data)
-    model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32)
+    """Read the sets and the model; the work is the evaluation, its table and its files."""
+    given = _parse(arguments)
+    if given.suite:
+        sources, clean = resolve(given.suite, data_dir=given.data_dir, fever_order=given.fever_order)
+    else:
+        sources, clean = expand(given.data, fever_order=given.fever_order), {}
+    named = by_name(sources)
+    if given.limit is not None:
+        named = {name: _limited(source, given.limit) for name, source in named.items()}
+    fitting = None if given.information is None else Source.parse(given.information)
+    for source in filter(lambda source: source.is_file, named.values()):
+        check_file(source)  # before the model, which may have to be fetched
+    task = given.task or suite_task(given.suite or []) or _task_of(AutoConfig.from_pretrained(given.model))
+    answers = task == QUESTION_ANSWERING
+    read: Callable[[Source], datasets.Dataset] = load_questions if answers else lambda source: load(source, TASKS[task])
+    sets = {name: read(source) for name, source in named.items()}
+    train = None if fitting is None else read(_limited(fitting, given.information_limit))
+    auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
+    model = auto.from_pretrained(given.model, dtype=torch.float32)
+    if not answers and TASKS[task].labels:
+        label_order(model, TASKS[task])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    return lambda: _evaluate(given, model, tokenizer, corpora)
+    return lambda: _evaluate(given, model, tokenizer, sets, clean, TASKS.get(task), train)
 
 
-def _evaluate(given: argparse.Namespace, model: Any, tokenizer: Any, corpora: dict[str, Any]) -> None:
-    results = evaluate(model, tokenizer, corpora, max_length=given.max_length, batch_tokens=given.batch_tokens)
-    table = Table("corpus", "accuracy %", "95 % interval", "examples", title=given.model)
-    for name, result in results.items():
-        low, high = result.interval
-        table.add_row(name, f"{100 * result.value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(result.count))
-    Console().print(table)
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="infobert evaluate", allow_abbrev=False)
+    parser.add_argument("model", help="a fine-tuned model's folder, or its name on the hub")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", nargs="+", help="sources, each by itself: [name=]path[#field][:split]")
+    what.add_argument(
+        "--suite",
+        nargs="+",
+        help=f"{' or '.join(SUITES)}; or sources, of which the first is the clean set that the others are held against",
+    )
+    parser.add_argument("--data_dir", help="folder of a suite's files; the hub where unset")
+    parser.add_argument("--task", choices=TASK_NAMES, help="what the model does; by the suite or the model where unset")
+    parser.add_argument("--fever_order", choices=FEVER_ORDERS, default="reference", help="how FEVER is paired")
+    parser.add_argument("--limit", type=int, help="examples of each set, drawn at random; all where unset")
+    parser.add_argument("--output", type=Path, help="also write the table here: .json, or .md")
+    parser.add_argument("--predictions", type=Path, help="folder for each set's predictions, as GLUE or SQuAD has them")
+    parser.add_argument("--information", help="a source to fit a fresh critic on: adds both information bounds")
+    parser.add_argument("--information_limit", type=int, default=1_000, help="examples a set used for the bounds")
+    parser.add_argument("--max_length", type=int, help="longest text or pair (128) or window (384) in tokens")
+    parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
+    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 autocast")
+    parser.add_argument("--doc_stride", type=int, default=128, help="tokens that two windows share (qa)")
+    parser.add_argument("--n_best", type=int, default=20, help="spans kept a question (qa)")
+    parser.add_argument("--max_answer_length", type=int, default=30, help="longest answer in tokens (qa)")
+    parser.add_argument(
+        "--null_threshold", type=float, help="answer nothing beyond this null score; never if unset (qa)"
+    )
+    given = parser.parse_args(list(arguments))
+    for name in ("limit", "information_limit", "max_length", "batch_tokens"):
+        checks.positive_integer(name, getattr(given, name), optional=name in ("limit", "max_length"))
+    if given.data_dir is not None and suite_task(given.suite or []) is None:
+        raise ValueError(f"`data_dir` was {given.data_dir!r}; it says where a suite's files are: name one, --suite nli")
+    return given
+
+
+def _limited(source: Source, limit: int) -> Source:
+    seed = 0 if source.seed is None else source.seed
+    return replace(source, limit=min(limit, source.limit or limit), seed=seed)
+
+
+def _task_of(config: PreTrainedConfig) -> str:
+    """What a model does, by its head and its labels; NLI where they say nothing."""
+    if any(name.endswith("ForQuestionAnswering") for name in config.architectures or []):
+        return QUESTION_ANSWERING
+    matches = [name for name, task in TASKS.items() if task.labels and head_order(config, task) is not None]
+    return matches[0] if matches else NLI.name
+
+
+def _evaluate(
+    given: argparse.Namespace,
+    model: Any,
+    tokenizer: Any,
+    sets: Mapping[str, datasets.Dataset],
+    clean: Mapping[str, str],
+    task: Task | None,
+    train: datasets.Dataset | None,
+) -> None:
+    max_length = given.max_length or (384 if task is None else 128)
+    results: dict[str, Result] = {}
+    autocast = torch.autocast(model.device.type, torch.bfloat16) if given.bf16 else contextlib.nullcontext()
+    with autocast:
+        for name, dataset in sets.items():
+            stem = None if given.predictions is None else given.predictions / name.replace("/", "_").replace(":", "_")
+            common = {"max_length": max_length, "batch_tokens": given.batch_tokens, "name": name}
+            if task is None:
+                results[name] = _questions(given, model, tokenizer, dataset, stem, common)
+            else:
+                found = predict(model, tokenizer, dataset, task=task, **common)
+                results[name] = classified(task, found, np.array(dataset["label"]))
+                if stem is not None:
+                    words = [task.labels[i] for i in found] if task.labels else [f"{value:.4f}" for value in found]
+                    lines = ["index\tprediction", *(f"{i}\t{word}" for i, word in enumerate(words))]
+                    write_text(stem.with_name(stem.name + ".tsv"), "\n".join(lines) + "\n")
+    compare(results, clean)
+    if train is not None:
+        few = {
+            name: dataset.select(range(min(len(dataset), given.information_limit))) for name, dataset in sets.items()
+        }
+        if task is None:
+            cut = lambda questions: windows(questions, tokenizer, max_length, given.doc_stride)  # noqa: E731
+            train, few = cut(train), {name: cut(dataset) for name, dataset in few.items()}
+        bounds = measure_each(model, tokenizer, train, few, max_length=max_length, task=task or NLI)
+        for name, result in results.items():
+            result.information = bounds[name]
+    _show(given, results)
+
+
+def _questions(
+    given: argparse.Namespace,
+    model: Any,
+    tokenizer: Any,
+    questions: datasets.Dataset,
+    stem: Path | None,
+    common: dict[str, Any],
+) -> Result:
+    reader = AnswerReader(given.n_best, given.max_answer_length, given.null_threshold)
+    answers = answer(model, tokenizer, questions, reader=reader, doc_stride=given.doc_stride, **common)
+    if stem is not None:
+        n_best = {key: [vars(span) for span in spans] for key, spans in answers.n_best.items()}
+        write_json(stem.with_name(stem.name + ".json"), answers.predictions)
+        write_json(stem.with_name(stem.name + ".nbest.json"), n_best)
+        write_json(stem.with_name(stem.name + ".null_odds.json"), answers.null_odds)
+    return answered(score_answers(questions, answers.predictions))
+
+
+def _show(given: argparse.Namespace, results: Mapping[str, Result]) -> None:
+    header, rows = table(results)
+    shown = Table(*header, title=given.model)
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
     if given.output is not None:
-        write_json(given.output, {name: _as_dict(result) for name, result in results.items()})
-
-
-def _as_dict(result: Accuracy) -> dict[str, Any]:
-    low, high = result.interval
-    return {"accuracy": result.value, "low": low, "high": high, "examples": result.count}
+        if given.output.suffix == ".md":
+            write_text(given.output, as_markdown(str(given.model), results))
+        else:
+            write_json(given.output, as_json(results))

@@ -16,7 +16,18 @@ from infobert_fast.data.labels import FEATURES, LABELS, UNLABELLED, fold, label_
 from infobert_fast.data.source import Source, SourceLike, check_file, load_hub, source_key, take
 from infobert_fast.data.tasks import NLI, Task
 
-__all__ = ["FEATURES", "LABELS", "Source", "SourceLike", "concatenate", "load", "load_many", "load_nli", "stream"]
+__all__ = [
+    "FEATURES",
+    "LABELS",
+    "Source",
+    "SourceLike",
+    "by_name",
+    "concatenate",
+    "load",
+    "load_many",
+    "load_nli",
+    "stream",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from infobert_fast import checks
 from infobert_fast.data.cache import file_key
 from infobert_fast.data.files import ENDINGS
 
-__all__ = ["FEVER_ORDERS", "FeverOrder", "Source", "SourceLike", "load_hub", "source_key", "take"]
+__all__ = ["FEVER_ORDERS", "FeverOrder", "Source", "SourceLike", "check_file", "load_hub", "source_key", "take"]
 
 FeverOrder = Literal["reference", "anli"]
 FEVER_ORDERS = ("reference", "anli")

@@ -71,6 +71,7 @@ NLI = Task(
         ("sentence1", "sentence2", "label"),
         ("orig_preimise", "adv_hypothesis", "true_label"),  # adversarial files in TextFooler's form, spelled so
         ("orig_premise", "adv_hypothesis", "true_label"),
+        ("adv_premise", "orig_hypothesis", "true_label"),
     ),
     spellings=SPELLINGS,
 )

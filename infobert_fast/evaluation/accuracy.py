@@ -12,7 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from infobert_fast.data.labels import LABELS, label_table
+from infobert_fast.data.labels import label_table
+from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.data.tokenization import tokenize
 
 __all__ = ["Accuracy", "evaluate", "label_order", "predict", "token_batches"]
@@ -58,25 +59,29 @@ def predict(
     max_length: int = 128,
     batch_tokens: int = 16_384,
     name: str = "",
+    task: Task = NLI,
 ) -> np.ndarray:
-    """The predicted index into :data:`infobert_fast.data.labels.LABELS` for each example, in the dataset's order.
+    """The predicted index into ``task.labels`` for each example, in the dataset's order; for regression the number.
 
     The model's own label order is honoured by the names in its configuration.
 
     Raises:
-        ValueError: for a model that does not tell three relations apart.
+        ValueError: for a model that does not tell the task's classes apart.
     """
-    order = label_order(model)
-    tokens = tokenize(dataset, tokenizer, max_length)
+    order = label_order(model, task) if task.labels else None
+    tokens = tokenize(dataset, tokenizer, max_length, task=task)
     collate = DataCollatorWithPadding(tokenizer)
     columns = [name for name in tokens.column_names if name not in ("length", "labels")]
     inputs = tokens.select_columns(columns)
-    predictions = np.empty(len(tokens), dtype=np.int64)
+    predictions = np.empty(len(tokens), dtype=np.float64 if order is None else np.int64)
     model.eval()
-    with tqdm(total=len(tokens), desc=name, unit="pairs", leave=False, disable=None) as progress:
+    with tqdm(total=len(tokens), desc=name, unit="texts", leave=False, disable=None) as progress:
         for indices in token_batches(list(tokens["length"]), batch_tokens):
             batch = {key: value.to(model.device) for key, value in collate([inputs[i] for i in indices]).items()}
-            predictions[indices] = order[model(**batch).logits.argmax(-1).cpu().numpy()]
+            logits = model(**batch).logits
+            predictions[indices] = (
+                logits[:, 0].float().cpu().numpy() if order is None else order[logits.argmax(-1).cpu().numpy()]
+            )
             progress.update(len(indices))
     return predictions
 
@@ -97,18 +102,20 @@ def evaluate(
     return results
 
 
-def label_order(model: PreTrainedModel) -> np.ndarray:
-    """Our label index for each of the model's outputs."""
+def label_order(model: PreTrainedModel, task: Task = NLI) -> np.ndarray:
+    """Our label index for each of the model's outputs. Raises ``ValueError`` where its labels are not the task's."""
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
-    if len(names) != len(LABELS):
+    labels = task.labels
+    if len(names) != len(labels):
         raise ValueError(
-            f"the model has {len(names)} labels, {names}; NLI has {', '.join(LABELS)}: fine-tune it on NLI first"
+            f"the model has {len(names)} labels, {names}; {task.name} has {', '.join(labels)}: fine-tune it on "
+            f"{task.name} first, or name its own task"
         )
     if all(name.startswith("LABEL_") for name in names):
-        return np.arange(len(LABELS))
-    table = label_table(None, names)
-    if sorted(table.values()) != list(range(len(LABELS))):
+        return np.arange(len(labels))
+    table = label_table(None, names, task.words)
+    if sorted(table.values()) != list(range(len(labels))):
         raise ValueError(
-            f"the model's labels are {names}; they must be {', '.join(LABELS)}, in any order: set `id2label`"
+            f"the model's labels are {names}; they must be {', '.join(labels)}, in any order: set `id2label`"
         )
-    return np.array([table[str(i)] for i in range(len(LABELS))])
+    return np.array([table[str(i)] for i in range(len(labels))])

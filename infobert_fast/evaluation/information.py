@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,11 +13,14 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from infobert_fast import functional
+from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.estimators import InfoNCE
 from infobert_fast.training.encoder import embedded_inputs, word_embeddings_of
 
-__all__ = ["Information", "measure_information"]
+__all__ = ["Information", "measure_each", "measure_information"]
+
+NOT_FOR_THE_MODEL = ("length", "example", "starts", "ends")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,17 @@ def measure_information(
     tokenizer: PreTrainedTokenizerBase,
     train: datasets.Dataset,
     test: datasets.Dataset,
+    **settings: Any,
+) -> Information:
+    """:func:`measure_each` on one set."""
+    return measure_each(model, tokenizer, train, {"test": test}, **settings)["test"]
+
+
+def measure_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: datasets.Dataset,
+    tests: Mapping[str, datasets.Dataset],
     *,
     cl: float = 0.5,
     ch: float = 0.9,
@@ -48,21 +63,26 @@ def measure_information(
     epochs: int = 10,
     critic_lr: float = 1e-3,
     seed: int = 0,
-) -> Information:
-    """Measure both bounds on the features of ``test``, so that models trained in different ways can be compared.
+    task: Task = NLI,
+) -> dict[str, Information]:
+    """Measure both bounds on the features of each test set, so that differently trained models can be compared.
 
+    Sets are corpora of ``task``, or already token ids with what the model's loss needs (windows of questions).
     The upper bound is CLUB over the embedding block's token rows, exactly. The lower bound is InfoNCE with a **fresh**
     critic, fitted for ``epochs`` passes over the features of ``train`` with the model frozen and evaluated on those of
-    ``test``, all pairs of a batch being negatives: a model that was trained with a critic of its own has no advantage.
+    the test sets, all pairs of a batch being negatives: a model trained with a critic of its own has no advantage.
 
     Raises:
         ValueError: where no token is an anchor.
     """
-    fitting, held_out = (
-        [_features(model, batch, cl, ch) for batch in _batches(dataset, tokenizer, batch_size, max_length)]
-        for dataset in (train, test)
-    )
-    width = held_out[0].tokens.shape[1]
+
+    def features(dataset: datasets.Dataset) -> Iterator[_Batch]:
+        tokens = dataset if "input_ids" in dataset.column_names else tokenize(dataset, tokenizer, max_length, task=task)
+        for batch in _batches(tokens, tokenizer, batch_size):
+            yield _features(model, batch, cl, ch)
+
+    fitting = list(features(train))
+    width = fitting[0].tokens.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         critic = InfoNCE(width, width).to(model.device)
@@ -73,17 +93,21 @@ def measure_information(
             optimizer.zero_grad()
             (-_lower_bound(critic, fitting[i])).backward()
             optimizer.step()
-    with torch.no_grad():
-        lower = torch.stack([_lower_bound(critic, batch) for batch in held_out]).mean()
-        upper = functional.club(torch.cat([batch.tokens for batch in held_out]))
-    return Information(float(upper), float(lower))
+    results = {}
+    for name, test in tests.items():
+        held_out = list(features(test))
+        with torch.no_grad():
+            lower = torch.stack([_lower_bound(critic, batch) for batch in held_out]).mean()
+            upper = functional.club(torch.cat([batch.tokens for batch in held_out]))
+        results[name] = Information(float(upper), float(lower))
+    return results
 
 
 def _batches(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int, max_length: int
+    tokens: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Whole batches in the dataset's order: a smaller one would have a lower ceiling, the logarithm of its pairs."""
-    tokens = tokenize(dataset, tokenizer, max_length).remove_columns("length")
+    tokens = tokens.remove_columns([name for name in NOT_FOR_THE_MODEL if name in tokens.column_names])
     collate = DataCollatorWithPadding(tokenizer)
     size = min(batch_size, len(tokens))
     for start in range(0, len(tokens) - size + 1, size):

@@ -1,0 +1,246 @@
+"""Suites, their one table, and the check of the evaluator against published predictions."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering
+
+from infobert_fast import cli
+from infobert_fast.data.corpora import load_nli
+from infobert_fast.data.labels import LABELS
+from infobert_fast.data.source import Source
+from infobert_fast.data.tasks import NLI, TASKS
+from infobert_fast.evaluation.information import Information
+from infobert_fast.evaluation.report import answered, as_json, as_markdown, classified, compare, table
+from infobert_fast.evaluation.suite import SUITES, resolve
+from infobert_fast.metrics.squad import squad_scores
+
+
+def test_published_predictions_give_the_published_accuracies(real_data):
+    """RoBERTa-large on ANLI's dev sets, from its authors' predictions through our reader and our accuracy."""
+    with open(real_data("anli/dev_reference_preds.jsonl"), encoding="utf-8") as file:
+        predicted = {row["uid"]: row["preds"] for row in map(json.loads, file)}
+    for number, expected in ((1, 73.8), (2, 50.6), (3, 46.1)):
+        path = real_data(f"anli/dev_r{number}.jsonl")
+        with open(path, encoding="utf-8") as file:
+            order = [json.loads(line)["uid"] for line in file]
+        found = np.array([LABELS.index(predicted[uid]["anli-roberta-large"]) for uid in order])
+        result = classified(NLI, found, np.array(load_nli(path)["label"]))
+        assert result.count == len(order) == (1_198 if number == 3 else 1_000)
+        assert round(result.value, 1) == expected
+        assert result.low < expected < result.high
+
+
+# ---- what is in a suite
+
+
+def test_suites_name_the_hub():
+    sources, clean = resolve(["nli"])
+    paths = {source.name: (source.path, source.config, source.split) for source in sources}
+    assert paths["anli-r2"] == ("facebook/anli", None, "test_r2")
+    assert paths["advglue-mnli-mm"] == ("AI-Secure/adv_glue", "adv_mnli_mismatched", "validation")
+    assert not [name for name in paths if name.startswith("cad")]  # not on the hub
+    assert clean["anli-r1"] == "mnli-m"
+    sources, clean = resolve(["qa"])
+    assert [source.name for source in sources] == ["squad", "addsent", "addonesent"]
+    assert sources[1].revision == "refs/convert/parquet"
+
+
+def test_suites_from_a_folder(tmp_path, caplog):
+    row = {"premise": "a", "hypothesis": "b", "label": "neutral"}
+    for path in ("mnli/dev_matched.jsonl", "anli_v1.0/R3/test.jsonl", "cad_nli/revised_premise_test.jsonl"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(json.dumps(row))
+    (tmp_path / "advglue").mkdir()
+    (tmp_path / "advglue/dev.json").write_text(json.dumps({"mnli": [row], "mnli-mm": [row]}))
+    sources, clean = resolve(["nli"], data_dir=str(tmp_path))
+    assert [source.name for source in sources] == [
+        "mnli-m",
+        "anli-r3",
+        "advglue-mnli",
+        "advglue-mnli-mm",
+        "cad-premise",
+    ]
+    assert [len(load_nli(source)) for source in sources] == [1] * 5
+    assert clean == {"anli-r3": "mnli-m", "advglue-mnli": "mnli-m"}  # the others' counterparts are not there
+    assert "suite nli: snli is not at hand and left out" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"holds no set of the suite 'qa', such as .*squad/dev-v1.1"):
+        resolve(["qa"], data_dir=str(tmp_path))
+
+
+def test_the_first_of_several_files_is_the_clean_one():
+    sources, clean = resolve(["a=one.jsonl", "b=two.jsonl", "three.jsonl"])
+    assert [source.path for source in sources] == ["one.jsonl", "two.jsonl", "three.jsonl"]
+    assert clean == {"b": "a", "three": "a"}
+    assert resolve(["one.jsonl"]) == ([Source("one.jsonl")], {})
+
+
+def test_members_are_held_against_members():
+    for members in SUITES.values():
+        names = [member.name for member in members]
+        assert len(set(names)) == len(names)
+        assert all(member.clean in (None, *names) for member in members)
+
+
+# ---- the table
+
+
+def test_results_and_their_drops():
+    labels = np.array([0, 1, 2, 0] * 25)
+    right = classified(NLI, labels.copy(), labels)
+    wrong = classified(NLI, np.where(np.arange(100) < 30, (labels + 1) % 3, labels), labels)
+    assert (right.value, wrong.value) == (100, 70)
+    assert (wrong.low, wrong.high) == pytest.approx((60.4, 78.1), abs=0.05)  # Wilson's, 70 of 100
+    results = {"clean": right, "hard": wrong}
+    compare(results, {"hard": "clean"})
+    assert (results["hard"].drop, results["hard"].clean) == (pytest.approx(30), "clean")
+    wrong.information = Information(50.25, 0.0625)
+    header, rows = table(results)
+    assert header == [
+        "set",
+        "examples",
+        "accuracy",
+        "95 % interval",
+        "drop",
+        "from",
+        "I(T;X) upper, nats",
+        "I(T_k;Z) lower, nats",
+    ]
+    assert rows[1] == ["hard", "100", "70.0", "60.4 to 78.1", "30.0", "clean", "50.2", "0.062"]
+    assert rows[0][-2:] == ["", ""]
+    text = as_markdown("model", results)
+    assert "| hard | 100 | 70.0 | 60.4 to 78.1 | 30.0 | clean | 50.2 | 0.062 |" in text
+    content = as_json(results)["hard"]
+    assert content["accuracy"] == pytest.approx(0.7)
+    assert content["drop"] == pytest.approx(0.3)
+    assert content["information_upper"] == 50.25
+    json.dumps(content)
+
+
+def test_other_measures_have_bootstrap_intervals():
+    random = np.random.default_rng(0)
+    labels = random.normal(size=200)
+    noisy = labels + random.normal(size=200)
+    result = classified(TASKS["stsb"], noisy, labels)
+    assert set(result.scores) == {"pearson", "spearman"}
+    # Fisher's interval for the same correlation, which the bootstrap must resemble
+    z = np.arctanh(result.value / 100)
+    low, high = (100 * np.tanh(z + s * 1.96 / np.sqrt(197)) for s in (-1, 1))
+    assert (result.low, result.high) == (pytest.approx(low, abs=3), pytest.approx(high, abs=3))
+    assert classified(TASKS["stsb"], noisy, labels) == result  # from run to run
+
+
+def test_answers_are_held_against_their_originals():
+    right = {"q": ["x y"], "q-a": ["x y"], "r": ["z"]}
+    result = answered(squad_scores(right, {"q": "x y", "q-a": "x", "r": "z"}))
+    assert result.scores == pytest.approx(
+        {"f1": 100 * (2 / 3 + 1) / 2, "exact_match": 50, "original_f1": 100, "original_exact_match": 100}
+    )
+    assert (result.drop, result.clean, result.count) == (pytest.approx(100 / 6), "its originals", 2)
+    compare({"a": result, "clean": answered(squad_scores({"q": ["x"]}, {"q": "x"}))}, {"a": "clean"})
+    assert result.clean == "its originals"
+    header, (row, _) = table({"a": result, "b": result})
+    assert header[2:4] == ["f1", "exact match"]
+    assert row[2:4] == ["83.3", "50.0"]
+
+
+# ---- the command
+
+
+def test_the_nli_suite_by_the_command(nli_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    (data / "mnli").mkdir(parents=True)
+    (data / "anli").mkdir()
+    text = (nli_folder / "test.jsonl").read_text()
+    (data / "mnli/dev_matched.jsonl").write_text(text)
+    (data / "anli/test_r1.jsonl").write_text("".join(text.splitlines(keepends=True)[:20]))
+    command = ["evaluate", str(nli_folder / "model"), "--suite", "nli", "--data_dir", str(data)]
+    command += ["--predictions", str(tmp_path / "p"), "--information", str(nli_folder / "train.jsonl")]
+    command += ["--information_limit", "32", "--output"]
+    assert cli.main([*command, str(tmp_path / "r.json")]) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert list(results) == ["mnli-m", "anli-r1"]
+    row = results["anli-r1"]
+    assert row["drop"] == pytest.approx(results["mnli-m"]["accuracy"] - row["accuracy"])
+    assert row["low"] <= row["accuracy"] <= row["high"]
+    assert row["information_upper"] > 0
+    lines = (tmp_path / "p/anli-r1.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction"
+    given = [json.loads(line)["label"] for line in text.splitlines()[:20]]
+    assert (
+        np.mean([line.split("\t")[1] == label for line, label in zip(lines[1:], given, strict=True)]) == row["accuracy"]
+    )
+    assert "anli-r1" in capsys.readouterr().out
+    assert cli.main([*command[:5], str(data), "--limit", "10", "--output", str(tmp_path / "r.md")]) == 0
+    assert "| mnli-m | 10 |" in (tmp_path / "r.md").read_text()
+
+
+def test_the_qa_suite_by_the_command(squad_tokenizer, tmp_path):
+    def write(path, *cases):
+        paragraphs = [
+            {
+                "context": context,
+                "qas": [
+                    {
+                        "id": key,
+                        "question": "what is it?",
+                        "answers": [{"text": "cat", "answer_start": context.index("cat")}],
+                    }
+                ],
+            }
+            for key, context in cases
+        ]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+
+    write(tmp_path / "squad/dev-v1.1.json", ("a", "the red cat"), ("b", "the cat is old"))
+    write(
+        tmp_path / "adversarial_squad/sample1k-HCVerifyAll.json",
+        ("a", "the red cat"),
+        ("a-high", "the red cat . the blue dog"),
+        ("a-other", "the red cat . a box"),
+    )
+    config = BertConfig(
+        vocab_size=len(squad_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertForQuestionAnswering(config).save_pretrained(tmp_path / "model")
+    squad_tokenizer.save_pretrained(tmp_path / "model")
+    assert AutoModelForQuestionAnswering.from_pretrained(tmp_path / "model").config.architectures
+    command = ["evaluate", str(tmp_path / "model"), "--suite", "qa", "--data_dir", str(tmp_path), "--max_length", "20"]
+    command += ["--doc_stride", "4", "--predictions", str(tmp_path / "p"), "--output", str(tmp_path / "r.json")]
+    command += ["--information", str(tmp_path / "squad/dev-v1.1.json")]
+    assert cli.main(command) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert list(results) == ["squad", "addsent"]
+    assert results["addsent"]["examples"] == 1
+    assert results["addsent"]["drop"] == pytest.approx(results["addsent"]["original_f1"] - results["addsent"]["f1"])
+    predictions = json.loads((tmp_path / "p/addsent.json").read_text())
+    assert set(predictions) == {"a", "a-high", "a-other"}
+    right = {key: ["cat"] for key in predictions}
+    assert results["addsent"]["f1"] == pytest.approx(squad_scores(right, predictions).f1 / 100)
+    assert set(json.loads((tmp_path / "p/addsent.null_odds.json").read_text())) == set(predictions)
+    # By the model alone: no task is named.
+    assert cli.main(["evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "squad/dev-v1.1.json")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "one.jsonl", "--data_dir", "d"], "`data_dir` was 'd'; it says where a suite's files are"),
+        (["--suite", "qa", "--data_dir", "."], "`data_dir` '.' holds no set of the suite 'qa'"),
+        (["--data", "one.jsonl", "--limit", "0"], "`limit` was 0"),
+        (["--data", "one.jsonl", "--task", "sst2"], "no field premise='sentence'"),
+        (["--data", "pair.tsv", "--task", "rte"], "the model has 3 labels"),
+    ],
+)
+def test_refusals(nli_folder, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.jsonl").write_text('{"premise": "a", "hypothesis": "b", "label": "neutral"}\n')
+    (tmp_path / "pair.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\tentailment\n")
+    assert cli.main(["evaluate", str(nli_folder / "model"), *arguments]) == 2
+    assert message in capsys.readouterr().err
