@@ -262,7 +262,7 @@ def test_nan_in_gives_nan_out(states, critic):
         ({"cl": 0.9, "ch": 0.5}, "`cl` was 0.9 and `ch` 0.5; `cl` must not exceed `ch`"),
         ({"cl": -0.1}, "`cl` was -0.1"),
         ({"ch": 1.5}, "`ch` was 1.5"),
-        ({"negatives": "ranks"}, "`negatives` was 'ranks'; it must be one of 'chunk', 'batch'"),
+        ({"negatives": "ranks"}, "`negatives` was 'ranks'; it must be one of 'chunk', 'batch', 'all'"),
     ],
     ids=str,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from infobert_fast import checks, functional
@@ -78,11 +80,13 @@ class InfoNCE(_LowerBound):
         local_index: Tensor | None = None,
         pair_index: Tensor | None = None,
         chunk_size: int | None = None,
+        pairs_of_ranks: Sequence[int] | None = None,
     ) -> Tensor:
         """The bound, a scalar in nats, over pairs ``(x_samples[local_index[p]], y_samples[pair_index[p]])``.
 
         ``y_samples`` may hold each distinct global row once, ``pair_index`` saying which row each pair uses.
-        Gradients flow into both samples and the critic.
+        ``pairs_of_ranks`` makes the pairs of all ranks negatives of each other. Gradients flow into both samples and
+        the critic.
         """
         self._check(x_samples, y_samples)
         return functional.info_nce(
@@ -92,6 +96,7 @@ class InfoNCE(_LowerBound):
             local_index=local_index,
             pair_index=pair_index,
             chunk_size=chunk_size,
+            pairs_of_ranks=pairs_of_ranks,
             implementation=self.implementation,
             precision=self.precision,
         )

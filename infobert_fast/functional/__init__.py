@@ -16,6 +16,7 @@ from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
 from infobert_fast.functional.pairwise import PRECISIONS, Precision, pairwise_mlp_logsumexp
 from infobert_fast.functional.perturbation import NORM_TYPES, NormType, freelb_init, freelb_step
+from infobert_fast.functional.ranks import club_over_ranks, exchange, gather_rows, mean_over_ranks
 from infobert_fast.functional.separable import SEPARABLE_CRITICS, SeparableCritic, separable_info_nce
 from infobert_fast.functional.upper_bounds import (
     club,
@@ -39,15 +40,19 @@ __all__ = [
     "anchor_counts",
     "anchor_indices",
     "club",
+    "club_over_ranks",
     "club_sampled",
     "donsker_varadhan",
+    "exchange",
     "freelb_init",
     "freelb_step",
+    "gather_rows",
     "gaussian_club",
     "gaussian_club_sampled",
     "gaussian_log_likelihood",
     "info_nce",
     "leave_one_out",
+    "mean_over_ranks",
     "nwj",
     "pairwise_mlp_logsumexp",
     "sample_rows",

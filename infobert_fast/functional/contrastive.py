@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from infobert_fast.functional import fused
 from infobert_fast.functional.critic import check_critic
 from infobert_fast.functional.implementation import Implementation, choose
 from infobert_fast.functional.pairwise import Precision, gather
+from infobert_fast.functional.ranks import mean_over_ranks
 
 __all__ = ["donsker_varadhan", "info_nce", "nwj"]
 
@@ -28,6 +31,7 @@ def info_nce(
     local_index: Tensor | None = None,
     pair_index: Tensor | None = None,
     chunk_size: int | None = None,
+    pairs_of_ranks: Sequence[int] | None = None,
     implementation: Implementation = "auto",
     precision: Precision = "exact",
     validate: bool | None = None,
@@ -48,6 +52,9 @@ def info_nce(
         w1, b1, w2, b2: the critic: ``[H, x_dim + y_dim]``, ``[H]``, ``[1, H]`` or ``[H]``, ``[1]``.
         local_index, pair_index: int64 ``[P]``.
         chunk_size: pairs per chunk; None makes every pair of the call a negative of every other.
+        pairs_of_ranks: pairs of each rank, known on the host: every pair of all ranks is then a negative of every
+            other. Each rank calls with its own pairs, perhaps none; the convention for values and gradients is that of
+            :mod:`infobert_fast.functional.ranks`, and neither depends on how the pairs are split over ranks.
         implementation: see :mod:`infobert_fast.functional`.
         precision: ``"exact"`` (float32 arithmetic) or ``"fast"`` (half-precision tensor cores where a kernel has them;
             elsewhere the same as exact).
@@ -62,6 +69,16 @@ def info_nce(
 
     Source: InfoBERT, section 3.3; van den Oord et al. 2018 for the bound.
     """
+    if pairs_of_ranks is not None:
+        if chunk_size is not None or implementation == "reference":
+            raise ValueError(
+                f"`pairs_of_ranks` was given with `chunk_size` {chunk_size} and `implementation` {implementation!r}; "
+                f"chunks, and the specification, know one rank: leave `pairs_of_ranks` out"
+            )
+        if sum(pairs_of_ranks) == 0:
+            raise ValueError(
+                "`pairs_of_ranks` is zero for every rank; an estimate needs at least one pair: skip the call on all"
+            )
     critic = check_critic(
         local,
         global_,
@@ -75,24 +92,28 @@ def info_nce(
         implementation=implementation,
         precision=precision,
         validate=validate,
+        may_be_empty=pairs_of_ranks is not None,
     )
     if implementation == "reference":
         return reference.info_nce(
             *critic.operands, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size
         )
-    pairs = critic.pairs
+    pairs = critic.pairs if pairs_of_ranks is None else sum(pairs_of_ranks)
     projected = critic.project()
     kernels = choose(implementation, projected.a, kernel=True) == "triton"
     if kernels and pairs and chunk_size is not None and fused.is_short(chunk_size):
         return fused.info_nce(*projected, chunk_size)
-    score, lse = projected.scores(chunk_size, implementation, precision)
+    score, lse = projected.scores(chunk_size, implementation, precision, pairs_of_ranks)
     # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
     positive = F.softplus(score, threshold=50.0)
     # exp(softplus(u)) = 1 + e^u, so logsumexp_j softplus(u_ij) = log(n + sum_j e^u_ij): no softplus per pair.
     # A lone pair's two terms are equal but for their rounding: a factor 0 keeps the 0 exact and a NaN visible.
     if chunk_size is None:
         negative = torch.logaddexp(lse, torch.full_like(lse, math.log(pairs))) - math.log(pairs)
-        return (positive - _of_pairs(negative, pair_index)).mean() * (pairs > 1)
+        terms = (positive - _of_pairs(negative, pair_index)) * (pairs > 1)
+        if pairs_of_ranks is None:
+            return terms.mean()
+        return mean_over_ranks(terms.sum() * (dist.get_world_size() / pairs))
     n = torch.full_like(lse, min(chunk_size, pairs))
     if ragged := pairs % chunk_size:
         n[-ragged:] = ragged

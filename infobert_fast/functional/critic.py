@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from infobert_fast import checks
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
 from infobert_fast.functional.pairwise import PRECISIONS, Precision, count_pairs, gather, pairwise_mlp_logsumexp
+from infobert_fast.functional.ranks import gather_rows
 
 __all__ = ["Critic", "Projected", "Scores", "check_critic"]
 
@@ -57,9 +59,19 @@ class Projected(NamedTuple):
     local_index: Tensor | None
     pair_index: Tensor | None
 
-    def scores(self, chunk_size: int | None, implementation: Implementation, precision: Precision) -> Scores:
+    def scores(
+        self,
+        chunk_size: int | None,
+        implementation: Implementation,
+        precision: Precision,
+        pairs_of_ranks: Sequence[int] | None = None,
+    ) -> Scores:
+        """With ``pairs_of_ranks``, j runs over the pairs of all ranks: the projected rows travel, ``[P, H]``."""
         a, b, w2, b2, local_index, pair_index = self
         with torch.autocast(a.device.type, enabled=False):
+            a_pairs, b_pairs = gather(a, local_index), gather(b, pair_index)
+            if pairs_of_ranks is not None:
+                a, local_index, pair_index = gather_rows(a_pairs, pairs_of_ranks), None, None
             lse = pairwise_mlp_logsumexp(
                 a,
                 b,
@@ -72,7 +84,7 @@ class Projected(NamedTuple):
                 precision=precision,
                 validate=False,
             )
-            positive = torch.relu(gather(a, local_index) + gather(b, pair_index)) @ w2 + b2
+            positive = torch.relu(a_pairs + b_pairs) @ w2 + b2
         return Scores(positive, lse)
 
 
@@ -97,6 +109,7 @@ def check_critic(
     implementation: Implementation,
     precision: Precision,
     validate: bool | None,
+    may_be_empty: bool = False,
 ) -> Critic:
     """Refuse, by name, what does not fit together."""
     checks.choice("implementation", implementation, IMPLEMENTATIONS)
@@ -107,7 +120,9 @@ def check_critic(
     checks.matrix("w1", w1, width=local.shape[1] + global_.shape[1], like=("local", local))
     for name, value, size in (("b1", b1, w1.shape[0]), ("w2", w2, w1.shape[0]), ("b2", b2, 1)):
         checks.vector(name, value, size, like=("local", local))
-    pairs, others = count_pairs(local, global_, local_index, pair_index, chunk_size, ("local", "global_"), validate)
+    pairs, others = count_pairs(
+        local, global_, local_index, pair_index, chunk_size, ("local", "global_"), validate, may_be_empty
+    )
     if pairs != others:
         raise ValueError(
             f"`{'local' if local_index is None else 'local_index'}` gives {pairs} pairs and "

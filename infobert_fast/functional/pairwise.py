@@ -93,6 +93,7 @@ def count_pairs(
     chunk_size: int | None,
     names: tuple[str, str],
     validate: bool | None,
+    may_be_empty: bool = False,
 ) -> tuple[int, int]:
     """Check both indices against the rows they address; return how many pairs each side gives."""
     checks.positive_integer(
@@ -103,7 +104,7 @@ def count_pairs(
         (local, local_index, names[0], "local_index"),
         (global_, pair_index, names[1], "pair_index"),
     ):
-        if index is not None:
+        if index is not None and not (may_be_empty and index.numel() == 0):
             checks.index(index_name, index, rows.shape[0], row_name, rows.device, validate=validate)
         counts.append(rows.shape[0] if index is None else index.shape[0])
     return counts[0], counts[1]

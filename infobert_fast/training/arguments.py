@@ -8,7 +8,15 @@ from transformers import TrainingArguments
 from infobert_fast import checks
 from infobert_fast.adversary import FreeLB
 from infobert_fast.functional import NormType
-from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, Negatives, Sampling
+from infobert_fast.regularizers import (
+    AFR_VERSIONS,
+    VERSIONS,
+    AnchoredFeature,
+    InformationBottleneck,
+    Negatives,
+    Partners,
+    Sampling,
+)
 from infobert_fast.training.smoothness import R3F, SMART, Divergence, Noise, RDrop, SmoothnessObjective
 from infobert_fast.training.step import AnchorSource
 
@@ -89,10 +97,15 @@ class InfoBertArguments(TrainingArguments):
         default="exact",
         metadata={"help": "exact: every partner, in closed form; sampled: one random partner a row, as the reference."},
     )
+    ib_partners: Partners = field(
+        default="batch",
+        metadata={"help": "A row's partners in the bottleneck: the micro-batch's rows, or those of all ranks (all)."},
+    )
     negatives: Negatives = field(
         default="chunk",
         metadata={
-            "help": "chunk: contrast within shuffled chunks of the batch size, as the reference; batch: all pairs."
+            "help": "chunk: contrast within shuffled chunks of the batch size, as the reference; batch: all pairs of "
+            "the micro-batch; all: those of all ranks."
         },
     )
     batch_tokens: int | None = field(
@@ -172,7 +185,9 @@ class InfoBertArguments(TrainingArguments):
         if self.batch_tokens is not None and self.dataloader_drop_last:
             raise ValueError("`dataloader_drop_last` was True with `batch_tokens`, which cuts no batch short: unset it")
         checks.positive_integer("ib_max_length", self.ib_max_length)
-        checks.choice("ib_sampling", self.ib_sampling, ("exact", "sampled"))
+        InformationBottleneck(
+            VERSIONS[self.version] or "tokens", self.ib_sampling, self.ib_partners, hidden_size=1, max_length=1
+        )
         AnchoredFeature(self.cl, self.ch, self.negatives)
         adversary = self.adversary()
         if self.objective == "freelb" and not adversary.perturbs:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infobert_fast import functional
 from infobert_fast.adversary import FreeLB
 from infobert_fast.estimators import InfoNCE
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
@@ -88,7 +89,8 @@ def infobert_step(
         forward: from perturbed embeddings to a :class:`Pass`. Called K times.
         backward: called with a loss and whether it is the micro-batch's last; accumulates.
         seed: of delta's start and of sampled partners, see :func:`step_seed`.
-        scale: 1 / gradient accumulation steps; it divides every term.
+        scale: 1 / gradient accumulation steps; it divides every term. Where a rank's differs from the others', a term
+            over all ranks is scaled by the mean of theirs.
         scale_gradient: a float16 loss scaler, so that g does not underflow; its size does not matter otherwise.
         defer_reduction: a context for all passes but the last, in which gradients are not reduced over ranks.
 
@@ -99,6 +101,7 @@ def infobert_step(
     adversary, passes = objective.adversary, objective.adversary.adv_steps
     replay = RandomReplay(input_ids.device)
     generator = torch.Generator(device=input_ids.device).manual_seed(seed ^ 1)
+    joint = _joint(objective, lengths, scale)
     delta: Tensor | None = None
     before: Tensor | None = None  # the gradient of the pass before, where it ranks the anchors
     sums: dict[str, Tensor] = {}
@@ -120,16 +123,18 @@ def infobert_step(
             if objective.bottleneck is not None:
                 bound = objective.bottleneck(embedded, last_hidden, attention_mask, lengths, generator)
                 terms["ib_upper_bound"] = bound
-                loss = loss + objective.beta * bound
+                loss = loss + objective.beta * joint.ib_weight * bound
             grad = before
             if objective.anchored is not None:
                 assert delta is not None
                 assert objective.critic is not None
                 if grad is None:
                     (grad,) = torch.autograd.grad(scale_gradient(loss / passes), delta, retain_graph=True)
-                bound = objective.anchored(objective.critic, embedded, last_hidden[:, 0], grad, attention_mask, lengths)
+                bound = objective.anchored(
+                    objective.critic, embedded, last_hidden[:, 0], grad, attention_mask, lengths, joint.pairs
+                )
                 terms["afr_lower_bound"] = bound
-                loss = loss - objective.alpha * bound
+                loss = loss - objective.alpha * joint.afr_weight * bound
             terms["loss"] = loss * scale
             backward(loss * (scale / passes), last)
         for name, term in terms.items():
@@ -142,6 +147,28 @@ def infobert_step(
             before = ascent if objective.anchor_source == "previous" else None
             delta = adversary.ascend(delta.detach(), ascent, attention_mask)
     return sums
+
+
+class _Joint(NamedTuple):
+    """What a step with terms over all ranks has to know of the others."""
+
+    ib_weight: float = 1.0
+    afr_weight: float = 1.0
+    pairs: Sequence[int] | None = None
+
+
+def _joint(objective: Objective, lengths: Sequence[int], scale: float) -> _Joint:
+    """Once a step, and only where a term is over all ranks: waits for the other hosts, and not for the device."""
+    bottleneck, anchored = objective.bottleneck, objective.anchored
+    ib = bottleneck is not None and bottleneck.over_ranks
+    afr = anchored is not None and anchored.over_ranks
+    if not ib and not afr:
+        return _Joint()
+    pairs = 0 if anchored is None else anchored.count(lengths)
+    scales, counts = zip(*functional.exchange(scale, pairs), strict=True)
+    # A joint term has one weight, and the loss is multiplied by this rank's own.
+    weight = sum(scales) / len(scales) / scale
+    return _Joint(weight if ib else 1.0, weight if afr else 1.0, [int(n) for n in counts] if afr else None)
 
 
 def step_seed(seed: int, rank: int, step: int, micro_step: int) -> int:

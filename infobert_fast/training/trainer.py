@@ -140,6 +140,7 @@ class InfoBertTrainer(Trainer):
             self._bottleneck = InformationBottleneck(
                 kind,
                 args.ib_sampling,
+                args.ib_partners,
                 hidden_size=self.model.config.hidden_size,
                 max_length=args.ib_max_length,
                 average=args.world_size > 1,

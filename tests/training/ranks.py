@@ -189,6 +189,8 @@ def main():
     # Batches of two to eight sentences, unevenly over ranks and micro-batches; an even number of them, so that one
     # process cuts them alike.
     run("tokens", **common, examples=make_examples(40), adv_steps=2, accumulation=2, batch_tokens=26, **still)
+    run("all", **common, examples=make_examples(16), joint=True, negatives="all", ib_partners="all", adv_steps=2,
+        accumulation=2, **still)  # fmt: skip
     run("club", **common, examples=make_examples(16), version=1, adv_steps=2, learning_rate=1e-2, **still)
     if args.deepspeed:
         config = json.loads(Path(args.deepspeed).read_text())

@@ -84,6 +84,7 @@ def test_both_ranks_end_with_the_same_parameters(results, engine, scenario):
         pytest.param("empty", 2, id="no anchor on one rank"),
         pytest.param("tokens", 4, id="batches of different numbers of sentences"),
         pytest.param("smart", 1, id="two predictions by one backward"),
+        pytest.param("all", 1, id="both regularisers over all ranks"),
     ],
 )
 def test_unclipped_gradients_are_those_of_one_process(results, engine, scenario, steps):
@@ -103,7 +104,7 @@ def test_ranks_held_different_numbers_of_sentences(results):
     assert sorted(one["sentences"]) == sorted(first["sentences"] + second["sentences"])
 
 
-@pytest.mark.parametrize("scenario", ["task", "short", "terms", "version6", "empty", "smart", "tokens", "club"])
+@pytest.mark.parametrize("scenario", ["task", "short", "terms", "version6", "empty", "smart", "tokens", "all", "club"])
 def test_gradients_are_reduced_once_an_optimisation_step(results, scenario):
     """K passes of several micro-batches: each parameter goes over the wire once."""
     for rank in results("ddp")[scenario]:
