@@ -115,6 +115,13 @@ class InfoBertArguments(TrainingArguments):
             "of sentences, in the place of per_device_train_batch_size."
         },
     )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the encoder on rows of several sentences instead of padded ones; the rest of the step sees "
+            "the padded batch. Needs sdpa attention."
+        },
+    )
     critic_hidden_dim: int = field(default=300, metadata={"help": "Width of the InfoNCE critic."})
     ib_max_length: int = field(default=128, metadata={"help": "Version 0: length the embedding layer is padded to."})
 
@@ -195,6 +202,8 @@ class InfoBertArguments(TrainingArguments):
                 "`adv_steps` was 1 and `adv_init_mag` 0 with `objective` 'freelb', which would perturb nothing: raise "
                 "one, or use objective 'vanilla'"
             )
+        if self.packing and self.torch_compile:
+            raise ValueError("`packing` and `torch_compile` were both True, which is not tested together: unset one")
         if self.peak_tflops is not None:
             checks.number("peak_tflops", self.peak_tflops, low=1e-3)
         checks.choice("anchor_source", self.anchor_source, ("current", "previous"))

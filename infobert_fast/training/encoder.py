@@ -42,7 +42,7 @@ def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embedding
     RoBERTa and its kin number positions from the ids, skipping padding, and fall back to plain counting without them:
     the positions they would have used are passed explicitly.
     """
-    rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "lengths")}
+    rest = {name: value for name, value in inputs.items() if name not in ("input_ids", "lengths", "packing")}
     if "position_ids" not in rest:
         for module in model.modules():
             numbering = getattr(module, "create_position_ids_from_input_ids", None)

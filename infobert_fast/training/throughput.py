@@ -7,11 +7,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, TrainerCallback
 
 __all__ = ["ModuleTimer", "Throughput", "linear_flops_per_token", "peak_tflops_of", "throughput_line"]
@@ -41,17 +40,23 @@ def peak_tflops_of(device: torch.device) -> float | None:
 
 @torch.no_grad()
 def linear_flops_per_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
-    """FLOPs of one forward's matrix products with weights, per token: counted while two sentences run through it."""
+    """FLOPs of a forward's linear layers, per token: counted while two sentences run through them."""
     few = {name: value[:2] for name, value in inputs.items() if isinstance(value, Tensor)}
-    training = model.training
+    total, training = 0, model.training
+
+    def count(layer: nn.Module, args: Any, output: Tensor) -> None:
+        nonlocal total
+        total += 2 * output.numel() * cast(nn.Linear, layer).in_features
+
+    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Linear)]
     model.eval()
     try:
-        with FlopCounterMode(display=False) as counter:
-            model(**few)
+        model(**few)
     finally:
         model.train(training)
-    counts = counter.get_flop_counts()["Global"]
-    return sum(counts.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm)) / few["input_ids"].numel()
+        for hook in hooks:
+            hook.remove()
+    return total / few["input_ids"].numel()
 
 
 class Throughput(TrainerCallback):
@@ -77,13 +82,13 @@ class Throughput(TrainerCallback):
         self._sentences = self._tokens = self._computed = 0
         self._paused = 0.0
 
-    def count(self, lengths: Sequence[int], width: int, units: float, config: Any) -> None:
-        """One micro-batch of sentences of these lengths, padded to ``width``."""
+    def count(self, lengths: Sequence[int], computed: int, units: float, config: Any) -> None:
+        """One micro-batch of sentences of these lengths, for which the encoder computes this many tokens."""
         tokens = sum(lengths)
         attention = 4 * config.num_hidden_layers * config.hidden_size * sum(n * n for n in lengths)
         self._sentences += len(lengths)
         self._tokens += tokens
-        self._computed += len(lengths) * width
+        self._computed += computed
         self._flops += units * (self.per_token * tokens + attention)
 
     def timed(self) -> contextlib.AbstractContextManager[Any]:

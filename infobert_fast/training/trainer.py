@@ -19,11 +19,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from infobert_fast import checks
 from infobert_fast.data.batching import TokenBatches, token_lengths
+from infobert_fast.data.packing import Packing, pack_sentences
 from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
 from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
+from infobert_fast.training.packing import PackedEncoder, unpack
 from infobert_fast.training.smoothness import SmoothnessObjective, divergence_for, smoothness_step
 from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
 from infobert_fast.training.terms import TermLog
@@ -47,10 +49,11 @@ class WithLengths:
     """A collator that adds ``lengths``, the tokens of each sentence, as a list on the host, and checks the mask there.
 
     Anchors are counted from lengths: taken here, before the batch leaves for the device, nothing waits for it later.
+    With ``packing`` the batch also gets its :class:`infobert_fast.data.packing.Packing`, as a dictionary.
     """
 
-    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
-        self.collator = collator
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], packing: bool = False) -> None:
+        self.collator, self.packing = collator, packing
 
     def __call__(self, examples: list[Any]) -> dict[str, Any]:
         batch = dict(self.collator(examples))
@@ -68,6 +71,8 @@ class WithLengths:
                 "would be that of padding: set tokenizer.padding_side = 'right'"
             )
         batch["lengths"] = mask.to(torch.int64).sum(dim=1).tolist()
+        if self.packing:
+            batch["packing"] = pack_sentences(batch["lengths"], mask.shape[1])._asdict()
         return batch
 
 
@@ -117,7 +122,7 @@ class InfoBertTrainer(Trainer):
         # An encoder's forward takes **kwargs, from which the stock Trainer concludes that it divides its loss by
         # `num_items_in_batch`. It does not; the loss would come out multiplied by accumulation and ranks.
         self.model_accepts_loss_kwargs = False
-        self.data_collator = WithLengths(self.data_collator)
+        self.data_collator = WithLengths(self.data_collator, args.packing)
         iterable = isinstance(self.train_dataset, IterableDataset)
         if iterable and args.world_size > 1 and self.accelerator.dispatch_batches is not False:
             raise ValueError(
@@ -166,7 +171,8 @@ class InfoBertTrainer(Trainer):
             self._throughput.timer = ModuleTimer(args.device, regularizers)
         self.add_callback(self._throughput)
         self._place = (-1, 0)  # optimisation step and micro-step within it
-        self._checked = False
+        self._checked: nn.Module | None = None
+        self._packed: PackedEncoder
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return _prepare(cast(PreTrainedModel, super().call_model_init(trial)), self.args)
@@ -278,12 +284,15 @@ class InfoBertTrainer(Trainer):
             train_mode()
         inputs = self._prepare_inputs(inputs)
         bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
-        if not self._checked:
+        if self._checked is not bare:
             # Also what lets torch.compile see one graph: transformers installs its hooks for hidden states in a model's
             # first forward, which breaks the graph there; these forwards are uncompiled.
             check_embedded_forward(bare, inputs)
             self._throughput.per_token = linear_flops_per_token(bare, inputs)
-            self._checked = True
+            if self.args.packing:
+                self._packed = PackedEncoder(bare)
+                self._packed.check(bare, inputs)
+            self._checked = bare
         engine = cast(Any, model) if self.accelerator.distributed_type == DistributedType.DEEPSPEED else None
         # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
         # hooks, and not the engine's autocast either. DistributedDataParallel needs its forward to know that a backward
@@ -293,12 +302,17 @@ class InfoBertTrainer(Trainer):
         if engine is not None and engine.torch_autocast_enabled():
             autocast = functools.partial(torch.autocast, self.args.device.type, engine.torch_autocast_dtype())
 
+        packing = Packing(**inputs["packing"]) if "packing" in inputs else None
+
         def forward(embeddings: Tensor) -> Pass:
             batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
-            with autocast():
+            rows = contextlib.nullcontext() if packing is None else self._packed.rows(packing)
+            with autocast(), rows:
                 loss, outputs = self.compute_loss(target, batch, return_outputs=True)
             logits = tuple(outputs[name] for name in HEADS if name in outputs)
-            return Pass(loss, *convert_to_fp32((outputs.hidden_states[0], outputs.hidden_states[-1], logits)))
+            embedded = outputs.hidden_states[0]
+            embedded = embedded if packing is None else unpack(packing, embedded)
+            return Pass(loss, *convert_to_fp32((embedded, outputs.hidden_states[-1], logits)))
 
         def backward(loss: Tensor, last: bool) -> None:
             if engine is None:
@@ -328,8 +342,8 @@ class InfoBertTrainer(Trainer):
                 anchor_source=self.args.anchor_source,
             )
             step = functools.partial(infobert_step, objective)
-        width = inputs["input_ids"].shape[1]
-        self._throughput.count(inputs["lengths"], width, objective.units, self.model.config)
+        computed = (inputs["input_ids"] if packing is None else packing.source).numel()
+        self._throughput.count(inputs["lengths"], computed, objective.units, self.model.config)
         with self._throughput.timed():
             terms = step(
                 input_ids=inputs["input_ids"],
@@ -356,7 +370,8 @@ class InfoBertTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the model's forward knows no ``lengths``."""
-        return super().prediction_step(model, {k: v for k, v in inputs.items() if k != "lengths"}, *args, **kwargs)
+        inputs = {name: value for name, value in inputs.items() if name not in ("lengths", "packing")}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the loss, averaged over ranks, to a training log line."""

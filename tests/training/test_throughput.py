@@ -33,6 +33,14 @@ def test_linear_flops_are_two_a_weight(make_model, make_examples, pad, family):
     assert per_token == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("family", ["deberta-v2", "modernbert"])
+def test_linear_flops_of_other_encoders(make_model, make_examples, pad, family):
+    """At least the layers' own weights; the hooks are gone afterwards."""
+    model, batch = make_model(family), pad(make_examples(lengths=[10, 10]))
+    assert linear_flops_per_token(model, batch) > 2 * LAYERS * LAYER
+    assert not any(module._forward_hooks for module in model.modules() if isinstance(module, torch.nn.Linear))
+
+
 def test_the_run_is_counted_from_its_second_step(make_model, make_examples, make_trainer):
     """Four steps of four sentences; InfoBERT's twelve forwards each."""
     lengths = [3, 4, 5, 6] * 4
@@ -66,7 +74,7 @@ def test_the_run_is_counted_from_its_second_step(make_model, make_examples, make
 def test_units_of_an_objective(monkeypatch, make_model, make_examples, make_trainer, settings, units):
     trainer = make_trainer(make_model(), make_examples(4), **settings)
     seen = []
-    monkeypatch.setattr(Throughput, "count", lambda self, lengths, width, units, config: seen.append(units))
+    monkeypatch.setattr(Throughput, "count", lambda self, lengths, computed, units, config: seen.append(units))
     trainer.train()
     assert seen == [units]
 
