@@ -64,6 +64,18 @@ def test_the_robustness_tables():
         assert ours == f"{100 * runs['full'][corpus]['accuracy']:.1f}"
 
 
+def test_the_padding_table():
+    content = json.loads((RESULTS / "padding.json").read_text())
+    text = Path("docs/throughput.md").read_text()
+    assert f"{content['pairs']:,} pairs" in text
+    assert f"({content['tokens'] / content['pairs']:.1f} tokens on average)" in text
+    shown = rows("docs/throughput.md", "batches")
+    assert len(shown) == len(content["rows"])
+    for cells, row in zip(shown, content["rows"], strict=True):
+        sizes = ", ".join(f"{n:,}" for n in row["sentences"])
+        assert cells == [row["batches"], f"{row['tokens']:.3f}", f"{row['flops']:.3f}", f"{row['count']:,}", sizes]
+
+
 @pytest.mark.parametrize("document", ["README.md", *map(str, Path("docs").glob("*.md"))])
 def test_nothing_is_left_to_be_filled_in(document):
     text = Path(document).read_text(encoding="utf-8")
