@@ -100,7 +100,7 @@ def info_nce(
         )
     pairs = critic.pairs if pairs_of_ranks is None else sum(pairs_of_ranks)
     projected = critic.project()
-    kernels = choose(implementation, projected.a, kernel=True) == "triton"
+    kernels = choose(implementation, projected.a, kernel=True, compiled=True) == "triton"
     if kernels and pairs and chunk_size is not None and fused.is_short(chunk_size):
         return fused.info_nce(*projected, chunk_size)
     score, lse = projected.scores(chunk_size, implementation, precision, pairs_of_ranks)

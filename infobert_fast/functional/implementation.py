@@ -13,13 +13,17 @@ from infobert_fast import checks
 
 __all__ = ["IMPLEMENTATIONS", "Implementation", "choose"]
 
-Implementation = Literal["auto", "triton", "torch", "reference"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "triton", "torch", "reference")
+Implementation = Literal["auto", "triton", "torch", "compiled", "reference"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "triton", "torch", "compiled", "reference")
 
 
-def choose(implementation: Implementation, tensor: Tensor, *, kernel: bool) -> Implementation:
-    """Resolve ``"auto"`` for ``tensor``; ``kernel`` says whether this function has a Triton kernel."""
+def choose(implementation: Implementation, tensor: Tensor, *, kernel: bool, compiled: bool = False) -> Implementation:
+    """Resolve ``"auto"`` for ``tensor``; ``kernel`` and ``compiled`` say whether this function has a Triton kernel, and
+    loops for ``torch.compile``.
+    """
     checks.choice("implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "compiled" and not compiled:
+        raise ValueError("`implementation` was 'compiled', but this function has nothing to compile; use 'torch'")
     if implementation not in ("auto", "triton"):
         return implementation
     reason = None

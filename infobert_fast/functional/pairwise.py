@@ -56,7 +56,7 @@ def pairwise_mlp_logsumexp(
     pairs, others = count_pairs(a, b, local_index, pair_index, chunk_size, ("a", "b"), validate)
     if chunk_size is not None and pairs != others:
         raise ValueError(f"`a` gives {pairs} pairs and `b` {others}; chunks need one of each: pass `pair_index`")
-    chosen = choose(implementation, a, kernel=True)
+    chosen = choose(implementation, a, kernel=True, compiled=True)
     if chosen == "reference":
         return reference.pairwise_mlp_logsumexp(
             a, b, w2, b2, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size
@@ -65,16 +65,20 @@ def pairwise_mlp_logsumexp(
     with torch.autocast(a.device.type, enabled=False):
         if chosen == "triton":
             return fused.pairwise_mlp_logsumexp(a, b, w2, b2, local_index, pair_index, chunk_size, precision)
+        # Inside a graph that is compiled already the loops are part of it.
+        compiled = chosen == "compiled" and not torch.compiler.is_compiling()
         a_pairs = gather(a, local_index)
         if chunk_size is None:
-            return streaming.pairwise_mlp_logsumexp(a_pairs.unsqueeze(0), b.unsqueeze(0), w2, b2).squeeze(0)
+            lse = streaming.pairwise_mlp_logsumexp(a_pairs.unsqueeze(0), b.unsqueeze(0), w2, b2, compiled=compiled)
+            return lse.squeeze(0)
         b_pairs = gather(b, pair_index)
         whole = pairs - pairs % chunk_size
         parts = []
         for start, stop, size in ((0, whole, chunk_size), (whole, pairs, pairs - whole)):
             if start < stop:
                 a_chunks, b_chunks = (rows[start:stop].unflatten(0, (-1, size)) for rows in (a_pairs, b_pairs))
-                parts.append(streaming.pairwise_mlp_logsumexp(a_chunks, b_chunks, w2, b2).flatten())
+                lse = streaming.pairwise_mlp_logsumexp(a_chunks, b_chunks, w2, b2, compiled=compiled)
+                parts.append(lse.flatten())
         return torch.cat(parts)
 
 

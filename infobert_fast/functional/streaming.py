@@ -8,12 +8,14 @@ of the K x I x J x H that autograd would keep.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from infobert_fast.functional.compiled import VECTOR, Compiled
 from infobert_fast.functional.once import first_order
 
 __all__ = ["pairwise_mlp_logsumexp"]
@@ -29,14 +31,13 @@ def block_elements(device: torch.device) -> int:
     return 1 << (21 if device.type == "cpu" else 25)
 
 
-def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Cover K x I x J by slices of at most one block, as square as they can be.
+def _blocks(a: Tensor, b: Tensor, pairs: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cover K x I x J by slices of at most this many pairs, as square as they can be.
 
     The backward sums a block over i and over j, and a sum over few rows is slow: it reads and writes as many partial
     sums as there are elements left. Blocks of 3 x 2,048 took 3 to 5 times as long for it as blocks of 80 x 80.
     """
-    (K, J, H), I = a.shape, b.shape[1]  # noqa: E741
-    pairs = max(1, block_elements(a.device) // H)
+    (K, J, _), I = a.shape, b.shape[1]  # noqa: E741
     i_step = min(I, max(math.isqrt(pairs), pairs // J))
     j_step = min(J, pairs // i_step)
     k_step = min(K, pairs // (i_step * j_step))
@@ -46,59 +47,79 @@ def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, slice]]:
                 yield slice(k, k + k_step), slice(i, i + i_step), slice(j, j + j_step)
 
 
-def _workspace(a: Tensor, b: Tensor) -> Tensor:
-    """One block's memory, allocated once: fresh pages for every block would cost more than the arithmetic."""
-    (K, J, H), I = a.shape, b.shape[1]  # noqa: E741
-    return a.new_empty(min(max(block_elements(a.device), H), K * I * J * H))
+class Eager:
+    """One block's arithmetic by PyTorch's operators, in memory that is allocated once: fresh pages for every block
+    would cost more than the arithmetic.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        (K, J, H), I = a.shape, b.shape[1]  # noqa: E741
+        elements = max(block_elements(a.device), H)
+        self.pairs = elements // H  # of a block
+        self.workspace = a.new_empty(min(elements, K * I * J * H))
+
+    def _hidden(self, a: Tensor, b: Tensor) -> Tensor:
+        """The part of the workspace that holds ``[k, i, j, H]`` for these rows."""
+        shape = (a.shape[0], b.shape[1], a.shape[1], a.shape[2])
+        return self.workspace[: math.prod(shape)].view(shape)
+
+    def scores(self, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        """``u[k, i, j]`` of ``a [k, j, H]`` and ``b [k, i, H]``."""
+        hidden = self._hidden(a, b)
+        torch.add(a.unsqueeze(1), b.unsqueeze(2), out=hidden).clamp_min_(0)
+        return torch.mv(hidden.view(-1, hidden.shape[-1]), w2).view(hidden.shape[:-1]) + b2
+
+    def active_sums(self, a: Tensor, b: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum_i weight 1[a_j + b_i > 0]`` ``[k, j, H]``, and the same over j ``[k, i, H]``."""
+        active = self._hidden(a, b)
+        torch.gt(a.unsqueeze(1), -b.unsqueeze(2), out=active).mul_(weight.unsqueeze(3))
+        return active.sum(1), active.sum(2)
 
 
-def _block(workspace: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The part of the workspace that holds ``[k, i, j, H]`` for these rows."""
-    shape = (a.shape[0], b.shape[1], a.shape[1], a.shape[2])
-    return workspace[: math.prod(shape)].view(shape)
+class Arithmetic(Protocol):
+    """What the loops over blocks ask for: by PyTorch's operators, or compiled."""
 
+    pairs: int
 
-def _scores(workspace: Tensor, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """``u[k, i, j]`` of one block."""
-    hidden = _block(workspace, a, b)
-    torch.add(a.unsqueeze(1), b.unsqueeze(2), out=hidden).clamp_min_(0)
-    return torch.mv(hidden.view(-1, hidden.shape[-1]), w2).view(hidden.shape[:-1]) + b2
+    def scores(self, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor) -> Tensor: ...
+
+    def active_sums(self, a: Tensor, b: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class _PairwiseMlpLogsumexp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, arithmetic: Callable[[Tensor, Tensor], Arithmetic]
+    ) -> Tensor:
         lse = a.new_full(b.shape[:2], -torch.inf)
-        workspace = _workspace(a, b)
-        for k, i, j in _blocks(a, b):
-            block = torch.logsumexp(_scores(workspace, a[k, j], b[k, i], w2, b2), dim=2)
-            lse[k, i] = torch.logaddexp(lse[k, i], block)
+        block = arithmetic(a, b)
+        for k, i, j in _blocks(a, b, block.pairs):
+            scores = block.scores(a[k, j], b[k, i], w2, b2)
+            lse[k, i] = torch.logaddexp(lse[k, i], torch.logsumexp(scores, dim=2))
         ctx.save_for_backward(a, b, w2, b2, lse)
+        ctx.arithmetic = arithmetic
         return lse
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         a, b, w2, b2, lse = ctx.saved_tensors
         # G_ij = grad_i exp(u_ij - lse_i); ga_j = sum_i G_ij 1[a_j + b_i > 0], gb_i alike. Then da = w2 ga, db = w2 gb
         # and, since relu(t) = t 1[t > 0], dw2 = sum_j a_j ga_j + sum_i b_i gb_i: no further pass over the pairs.
         ga, gb, total = torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(b2)
-        workspace = _workspace(a, b)
-        for k, i, j in _blocks(a, b):
-            a_block, b_block = a[k, j], b[k, i]
-            weight = _scores(workspace, a_block, b_block, w2, b2).sub_(lse[k, i, None]).exp_()
+        block = ctx.arithmetic(a, b)
+        for k, i, j in _blocks(a, b, block.pairs):
+            weight = block.scores(a[k, j], b[k, i], w2, b2).sub_(lse[k, i, None]).exp_()
             weight.mul_(grad_lse[k, i, None])
-            # The hidden units are spent; 1[a > -b] takes their place.
-            active = _block(workspace, a_block, b_block)
-            torch.gt(a_block.unsqueeze(1), -b_block.unsqueeze(2), out=active).mul_(weight.unsqueeze(3))
-            ga[k, j] += active.sum(1)
-            gb[k, i] += active.sum(2)
+            sums_a, sums_b = block.active_sums(a[k, j], b[k, i], weight)
+            ga[k, j] += sums_a
+            gb[k, i] += sums_b
             total += weight.sum()
         dw2 = torch.einsum("kjh,kjh->h", a, ga) + torch.einsum("kih,kih->h", b, gb)
-        return ga * w2, gb * w2, dw2, total
+        return ga * w2, gb * w2, dw2, total, None
 
 
-def pairwise_mlp_logsumexp(a: Tensor, b: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def pairwise_mlp_logsumexp(a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, *, compiled: bool = False) -> Tensor:
     """``[K, J, H], [K, I, H], [H], [1] -> [K, I]`` in nats; half precision is computed and returned in float32.
 
     A common offset ``a + c, b - c`` leaves every sum unchanged but costs digits in them and in ``dw2``; it is removed
@@ -108,4 +129,10 @@ def pairwise_mlp_logsumexp(a: Tensor, b: Tensor, w2: Tensor, b2: Tensor) -> Tens
     a, b, w2, b2 = (tensor.to(dtype) for tensor in (a, b, w2, b2))
     with torch.no_grad():
         centre = (a.mean((0, 1)) - b.mean((0, 1))) / 2
-    return _PairwiseMlpLogsumexp.apply(a - centre, b + centre, w2, b2)
+    a, b = a - centre, b + centre
+    if not compiled:
+        return _PairwiseMlpLogsumexp.apply(a, b, w2, b2, Eager)
+    # Whole vectors: a compiled loop takes the remainder of a row one by one. Hidden units of 0 have no effect.
+    pad = -a.shape[2] % VECTOR
+    a, b, w2 = (F.pad(tensor, (0, pad)) for tensor in (a, b, w2))
+    return _PairwiseMlpLogsumexp.apply(a, b, w2, b2, Compiled)

@@ -102,7 +102,7 @@ def test_blocks_of_any_size_give_the_same_result(monkeypatch, elements, split, h
     bound = functools.partial(info_nce, chunk_size=7)
     expected = value_and_grads(functools.partial(reference.info_nce, chunk_size=7), inputs)
     monkeypatch.setattr(streaming, "block_elements", lambda device: elements)
-    blocks = list(streaming._blocks(torch.empty(4, 7, hidden), torch.empty(4, 7, hidden)))
+    blocks = list(streaming._blocks(torch.empty(4, 7, hidden), torch.empty(4, 7, hidden), max(1, elements // hidden)))
     for axis, name in enumerate("kij"):
         assert (len({block[axis].start for block in blocks}) > 1) == (name in split)
     cells = [cell for block in blocks for cell in itertools.product(*(range(99)[s] for s in block))]
@@ -124,9 +124,10 @@ def test_no_block_is_larger_than_allowed(monkeypatch):
     monkeypatch.setattr(streaming, "block_elements", lambda device: 1000)
     for k, j, i, hidden in itertools.product((1, 5), (1, 9, 300), (1, 7, 300), (1, 40, 300)):
         a, b = torch.empty(k, j, hidden), torch.empty(k, i, hidden)
-        room = streaming._workspace(a, b).numel()
+        eager = streaming.Eager(a, b)
+        room = eager.workspace.numel()
         assert room <= max(1000, hidden)
-        for block in streaming._blocks(a, b):
+        for block in streaming._blocks(a, b, eager.pairs):
             sizes = [len(range(n)[s]) for s, n in zip(block, (k, i, j), strict=True)]
             assert math.prod(sizes) * hidden <= room
 
@@ -134,7 +135,7 @@ def test_no_block_is_larger_than_allowed(monkeypatch):
 @pytest.mark.parametrize(("j", "i"), [(2048, 2048), (100_000, 100_000), (3, 5000), (5000, 3)])
 def test_blocks_are_square_where_the_problem_allows(j, i):
     """Sums over few rows of a thin block, 3 x 2,048, were slower than the rest of the backward together."""
-    _, rows, columns = next(streaming._blocks(torch.empty(1, j, 300), torch.empty(1, i, 300)))
+    _, rows, columns = next(streaming._blocks(torch.empty(1, j, 300), torch.empty(1, i, 300), 2**16))
     sides = len(range(i)[rows]), len(range(j)[columns])
     assert min(sides) == min(i, j) or max(sides) < 1.1 * min(sides)
 
