@@ -13,7 +13,8 @@ __all__ = ["main"]
 USAGE = """usage: infobert COMMAND ...
 
   train CONFIG.yaml [--name value ...]      fine-tune; published settings by name: see infobert train --help
-  evaluate MODEL --data SOURCE ...          accuracy on clean and adversarial sets
+                                            --dry_run checks data and model and prints the plan
+  evaluate MODEL --suite nli|qa|SOURCE ...  clean and adversarial sets in one table; --data for sets by themselves
   attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
   bench [SUITE ...]                         the benchmarks, side by side with their baselines
 

@@ -16,11 +16,14 @@ from rich.table import Table
 from transformers import HfArgumentParser
 
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
+from infobert_fast.training.plan import plan_of
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
 from infobert_fast.training.throughput import throughput_line
+from infobert_fast.training.trainer import InfoBertTrainer
 
 __all__ = ["parse_training", "prepare"]
 
+DRY_RUN = "--dry_run"
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -36,8 +39,10 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
     parser = HfArgumentParser(kinds, prog="infobert train", allow_abbrev=False)
     for action in parser._actions:  # only what is given on the command line may override the file
         action.default, action.required = argparse.SUPPRESS, False
+    parser.add_argument(DRY_RUN, action="store_true", help="check data and model, print the plan, train nothing")
     parser.add_argument("config", nargs="?", help=f"a YAML file, or the name of a published setting: {_config_names()}")
     given = vars(parser.parse_args(list(arguments)))
+    given.pop(DRY_RUN.lstrip("-"))
     file = _read_config(given.pop("config"), parser)
     if "objective" in given:  # it also takes back what the file says of the arguments that it decides
         file = {name: value for name, value in file.items() if name not in decided_by(given["objective"])}
@@ -54,8 +59,12 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
 
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
-    """Show the resolved configuration and read data and model; the work is the training."""
-    model_args, data_args, args = parse_training(arguments)
+    """Show the resolved configuration and read data and model; the work is the training.
+
+    With ``--dry_run`` the work is to show the plan: data and model are read and checked, and nothing is trained.
+    """
+    dry = DRY_RUN in arguments
+    model_args, data_args, args = parse_training([word for word in arguments if word != DRY_RUN])
     console = Console(stderr=True, quiet=not args.should_log)
     table = Table("argument", "value", title="resolved configuration")
     for part in (model_args, data_args):
@@ -67,7 +76,17 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
             table.add_row(item.name, str(value))
     console.print(table)
     trainer = build_trainer(model_args, data_args, args)
+    if dry:
+        return lambda: _show_plan(trainer)
     return lambda: console.print(throughput_line(train(trainer)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_plan(trainer: InfoBertTrainer) -> None:
+    table = Table("quantity", "value", title="plan")
+    for row in plan_of(trainer).rows():
+        table.add_row(*row)
+    if trainer.args.should_log:
+        Console().print(table)
 
 
 def _read_config(name: str | None, parser: HfArgumentParser) -> dict[str, Any]:

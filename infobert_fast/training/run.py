@@ -162,11 +162,14 @@ def _classification(
             for name, source in _evaluation_sources(data_args).items()
         }
     config = _config(model_args)
-    order = head_order(config, task)
+    order, outputs = head_order(config, task), config.num_labels
     set_labels(config, task)
     # In half precision the perturbation would round away; autocast brings the speed back.
     model = AutoModelForSequenceClassification.from_pretrained(
-        model_args.model_name_or_path, config=config, dtype=torch.float32
+        model_args.model_name_or_path,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=outputs != config.num_labels,  # a classifier of another task starts anew
     )
     if order is not None and order != sorted(order):
         reorder_head(model, order)
