@@ -27,6 +27,8 @@ class FreeLB:
         adv_max_norm: radius of the projection, 0 for none.
         adv_steps: passes K of a step.
         norm_type: ``"l2"`` or ``"linf"``.
+        clean_pass: one more pass, the first, without a perturbation; the adv_steps perturbed ones follow from their
+            random start as without it. All K + 1 weigh the same.
 
     Raises:
         ValueError: for negative magnitudes, fewer than one step, or an unknown norm.
@@ -37,6 +39,7 @@ class FreeLB:
     adv_max_norm: float = 0.0
     adv_steps: int = 1
     norm_type: NormType = "l2"
+    clean_pass: bool = False
 
     def __post_init__(self) -> None:
         checks.number("adv_lr", self.adv_lr, low=0.0)
@@ -44,6 +47,16 @@ class FreeLB:
         checks.number("adv_max_norm", self.adv_max_norm, low=0.0, advice="0 means no projection")
         checks.positive_integer("adv_steps", self.adv_steps, advice="1 with adv_init_mag 0 is standard fine-tuning")
         checks.choice("norm_type", self.norm_type, functional.NORM_TYPES)
+        if self.clean_pass and not self.perturbs:
+            raise ValueError(
+                "`adv_clean_pass` was True without an adversary, whose one pass is clean already: leave it False, or "
+                "raise `adv_steps` or `adv_init_mag`"
+            )
+
+    @property
+    def passes(self) -> int:
+        """How many forwards and backwards a step takes."""
+        return self.adv_steps + self.clean_pass
 
     @property
     def perturbs(self) -> bool:

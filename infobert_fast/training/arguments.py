@@ -17,6 +17,7 @@ from infobert_fast.regularizers import (
     Partners,
     Sampling,
 )
+from infobert_fast.training.guard import Nonfinite
 from infobert_fast.training.smoothness import R3F, SMART, Divergence, Noise, RDrop, SmoothnessObjective
 from infobert_fast.training.step import AnchorSource
 
@@ -93,6 +94,10 @@ class InfoBertArguments(TrainingArguments):
             "that of the pass before, 3K + 1 units instead of 4K. Another method: state it beside results."
         },
     )
+    adv_clean_pass: bool = field(
+        default=False,
+        metadata={"help": "One more pass first, without a perturbation; all adv_steps + 1 weigh the same."},
+    )
     ib_sampling: Sampling = field(
         default="exact",
         metadata={"help": "exact: every partner, in closed form; sampled: one random partner a row, as the reference."},
@@ -150,6 +155,20 @@ class InfoBertArguments(TrainingArguments):
     )
     profile_regularizers: bool = field(
         default=False, metadata={"help": "Time the regularisers in every sixteenth micro-step and report their share."}
+    )
+    critic_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "File or folder with the critic's weights, a published mi_estimator.bin for one."},
+    )
+    nonfinite: Nonfinite = field(
+        default="stop",
+        metadata={
+            "help": "At a loss or gradient that is not finite: stop with its cause, or skip the step; all ranks."
+        },
+    )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={"help": "Resume a checkpoint of other settings too, with a warning that names them."},
     )
 
     # The stock default reads the loss on the host at every micro-step and replaces a NaN by an average.
@@ -214,6 +233,17 @@ class InfoBertArguments(TrainingArguments):
             )
         checks.choice("smoothness_dropout", self.smoothness_dropout, ("fresh", "same"))
         self.smoothness()
+        checks.choice("nonfinite", self.nonfinite, ("stop", "skip"))
+        if self.nonfinite == "skip" and self.version in (0, 1):
+            raise ValueError(
+                f"`nonfinite` was 'skip' with `version` {self.version}; the learned bound's own optimiser steps within "
+                f"the pass and cannot be held back: use 'stop'"
+            )
+        if self.critic_checkpoint is not None and self.version not in AFR_VERSIONS:
+            raise ValueError(
+                f"`critic_checkpoint` was {self.critic_checkpoint!r} with `version` {self.version}, which has no "
+                f"critic: leave it unset, or use version {', '.join(map(str, AFR_VERSIONS))}"
+            )
         # None lets the Trainer choose, and it chooses True.
         if self.ddp_find_unused_parameters is not False and self.version in AFR_VERSIONS:
             raise ValueError(
@@ -231,7 +261,9 @@ class InfoBertArguments(TrainingArguments):
         """The adversary at an optimisation step, none before ``adv_start_step``; for None the configured one."""
         if step is not None and step < self.adv_start_step:
             return FreeLB()
-        return FreeLB(self.adv_lr, self.adv_init_mag, self.adv_max_norm, self.adv_steps, self.norm_type)
+        return FreeLB(
+            self.adv_lr, self.adv_init_mag, self.adv_max_norm, self.adv_steps, self.norm_type, self.adv_clean_pass
+        )
 
     def smoothness(self, kind: Divergence = "symmetric_kl") -> SmoothnessObjective | None:
         """The objective's comparison of two predictions by a divergence; None where it has none."""

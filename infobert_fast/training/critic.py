@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from infobert_fast.estimators import InfoNCE
@@ -14,54 +18,83 @@ __all__ = ["CRITIC", "attach_critic", "load_critic"]
 # The submodule's name, and the prefix of its weights in the model's checkpoint. Stock transformers opens the checkpoint
 # and reports these weights as unexpected.
 CRITIC = "mi_estimator"
+PUBLISHED = "mi_estimator.bin"  # the critic's state dict in a folder that the published code wrote
 
 
-def attach_critic(model: PreTrainedModel, hidden_dim: int = 300) -> InfoNCE:
-    """Give the model a critic for its hidden size, filled from the local folder the model was loaded from where that
-    holds one; or return the critic the model has.
+def attach_critic(model: PreTrainedModel, hidden_dim: int = 300, checkpoint: str | None = None) -> InfoNCE:
+    """Give the model a critic for its hidden size, or return the one it has.
+
+    It is filled from ``checkpoint``, see :func:`load_critic`; without one, a new critic is filled from the local folder
+    that the model was loaded from, where that holds one.
 
     Raises:
-        ValueError: where the model or its folder has a critic of another width.
+        ValueError: where the model, its folder or ``checkpoint`` has a critic of another width, or ``checkpoint`` none.
     """
     critic = getattr(model, CRITIC, None)
-    if critic is not None:
-        width = critic.F_func[0].out_features
-        if width != hidden_dim:
-            raise ValueError(
-                f"`critic_hidden_dim` was {hidden_dim}; the model's critic is {width} wide: set it to {width}, or "
-                f"delete the model's `{CRITIC}`"
-            )
-        return critic
-    width = model.config.hidden_size
-    reference = next(model.parameters())
-    critic = InfoNCE(width, width, hidden_dim).to(device=reference.device, dtype=reference.dtype)
-    # A model built from a configuration has no name: no folder, and not the working directory either.
-    if name := getattr(model, "name_or_path", ""):
-        load_critic(critic, name)
-    model.add_module(CRITIC, critic)
+    if critic is None:
+        width = model.config.hidden_size
+        reference = next(model.parameters())
+        critic = InfoNCE(width, width, hidden_dim).to(device=reference.device, dtype=reference.dtype)
+        # A model built from a configuration has no name: no folder, and not the working directory either.
+        if (name := getattr(model, "name_or_path", "")) and checkpoint is None:
+            load_critic(critic, name)
+    elif (width := critic.F_func[0].out_features) != hidden_dim:
+        raise ValueError(
+            f"`critic_hidden_dim` was {hidden_dim}; the model's critic is {width} wide: set it to {width}, or "
+            f"delete the model's `{CRITIC}`"
+        )
+    if checkpoint is not None and not load_critic(critic, checkpoint):
+        raise ValueError(
+            f"`critic_checkpoint` was {checkpoint!r}, which holds no critic: name a folder with `{CRITIC}.*` weights in "
+            f"safetensors, or a file with the critic's state dict"
+        )
+    if not hasattr(model, CRITIC):
+        model.add_module(CRITIC, critic)
     return critic
 
 
-def load_critic(critic: InfoNCE, folder: str | Path) -> bool:
-    """Fill the critic from a checkpoint folder's safetensors; False where the folder holds none.
+def load_critic(critic: InfoNCE, source: str | Path) -> bool:
+    """Fill the critic from a folder's safetensors or its ``mi_estimator.bin``, or from a file with a critic's state
+    dict, keys with or without ``module.`` and ``mi_estimator.`` before them; False where the source holds none.
+
+    Nothing but tensors is unpickled.
 
     Raises:
-        ValueError: where it holds one of another shape, naming both.
+        ValueError: for a file of other content, or a critic of another shape, naming both.
     """
-    prefix = f"{CRITIC}."
-    found = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no mapping)
-            found.update({name.removeprefix(prefix): file.get_tensor(name) for name in names})
+    source, found = Path(source), dict[str, Tensor]()
+    if source.is_file():
+        found = _read_state_dict(source)
+    else:
+        for path in sorted(source.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(f"{CRITIC}.")]  # noqa: SIM118 (it is no mapping)
+                found.update({name.removeprefix(f"{CRITIC}."): file.get_tensor(name) for name in names})
+        if not found and (source / PUBLISHED).is_file():
+            found = _read_state_dict(source / PUBLISHED)
     if not found:
         return False
     expected = {name: list(value.shape) for name, value in critic.state_dict().items()}
     actual = {name: list(value.shape) for name, value in found.items()}
     if actual != expected:
         raise ValueError(
-            f"the critic in {folder} has shapes {actual}; this run's has {expected}: set `critic_hidden_dim` and the "
-            f"model as in the run that wrote it, or remove its `{prefix}*` weights"
+            f"the critic in {source} has shapes {actual}; this run's has {expected}: set `critic_hidden_dim` and the "
+            f"model as in the run that wrote it, or remove its weights"
         )
     critic.load_state_dict(found)
     return True
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors and is not loaded, for that could run its code") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds a {type(content).__name__}; it must be a state dict: names and tensors")
+    plain = {name.removeprefix("module.").removeprefix(f"{CRITIC}."): value for name, value in content.items()}
+    return {name: value for name, value in plain.items() if name.startswith("F_func.")}

@@ -135,6 +135,7 @@ def smoothness_step(
     scale: float = 1.0,
     scale_gradient: Callable[[Tensor], Tensor] = lambda loss: loss,
     defer_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    observe: Callable[[Mapping[str, Tensor]], None] = lambda terms: None,
 ) -> Mapping[str, Tensor]:
     """Accumulate the gradient of one micro-batch; the caller clips and steps the optimiser.
 
@@ -171,9 +172,11 @@ def smoothness_step(
         task_loss = (task_loss + second.task_loss) / 2
         smoothness = smoothness / 2 if objective.kind == "symmetric_kl" else smoothness
     loss = (task_loss + method.weight * smoothness) * scale
-    backward(loss, True)
     terms = {"task_loss": task_loss, "smoothness": smoothness, "loss": loss}
-    return {name: term.detach().float() for name, term in terms.items()}
+    terms = {name: term.detach().float() for name, term in terms.items()}
+    observe(terms)
+    backward(loss, True)
+    return terms
 
 
 def divergence(first: Sequence[Tensor], second: Sequence[Tensor], kind: Divergence = "symmetric_kl") -> Tensor:

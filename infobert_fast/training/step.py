@@ -56,7 +56,7 @@ class Objective:
     @property
     def units(self) -> int:
         """Work on a micro-batch, in forwards: a backward counts two, a gradient with respect to the input alone one."""
-        passes = self.adversary.adv_steps
+        passes = self.adversary.passes
         if self.anchored is None:
             return 3 * passes
         return 3 * passes + (1 if self.anchor_source == "previous" else passes)
@@ -75,6 +75,7 @@ def infobert_step(
     scale: float = 1.0,
     scale_gradient: Callable[[Tensor], Tensor] = lambda loss: loss,
     defer_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    observe: Callable[[Mapping[str, Tensor]], None] = lambda terms: None,
 ) -> Mapping[str, Tensor]:
     """Accumulate the gradient of one micro-batch; the caller clips and steps the optimiser.
 
@@ -93,12 +94,13 @@ def infobert_step(
             over all ranks is scaled by the mean of theirs.
         scale_gradient: a float16 loss scaler, so that g does not underflow; its size does not matter otherwise.
         defer_reduction: a context for all passes but the last, in which gradients are not reduced over ranks.
+        observe: shown each pass's detached terms before its backward.
 
     Returns:
         Detached scalars on the device, means over the passes: ``loss`` (times ``scale``), ``task_loss``, and where
         present ``ib_upper_bound`` and ``afr_lower_bound`` in nats.
     """
-    adversary, passes = objective.adversary, objective.adversary.adv_steps
+    adversary, passes = objective.adversary, objective.adversary.passes
     replay = RandomReplay(input_ids.device)
     generator = torch.Generator(device=input_ids.device).manual_seed(seed ^ 1)
     joint = _joint(objective, lengths, scale)
@@ -113,7 +115,9 @@ def infobert_step(
                 replay.rewind()
             embeddings = word_embeddings(input_ids)
             if objective.anchored is not None or adversary.perturbs:
-                if delta is None:
+                if k == 0 and adversary.clean_pass:
+                    delta = torch.zeros_like(embeddings)
+                elif delta is None:
                     delta = adversary.start(embeddings, attention_mask, seed)
                 delta.requires_grad_()
                 embeddings = embeddings + delta
@@ -136,16 +140,20 @@ def infobert_step(
                 terms["afr_lower_bound"] = bound
                 loss = loss - objective.alpha * joint.afr_weight * bound
             terms["loss"] = loss * scale
+            terms = {name: term.detach().float() for name, term in terms.items()}
+            observe(terms)
             backward(loss * (scale / passes), last)
         for name, term in terms.items():
-            sums[name] = sums.get(name, 0) + term.detach().float() / passes
+            sums[name] = sums.get(name, 0) + term / passes
         if not last:
             assert delta is not None
             # The backward left the whole loss's gradient in delta.grad. Without anchors that is g, at FreeLB's 3 units.
             ascent = grad if grad is not None and objective.anchor_source == "current" else delta.grad
             assert ascent is not None
             before = ascent if objective.anchor_source == "previous" else None
-            delta = adversary.ascend(delta.detach(), ascent, attention_mask)
+            # After a clean pass the adversary begins where it does without one.
+            clean = k == 0 and adversary.clean_pass
+            delta = None if clean else adversary.ascend(delta.detach(), ascent, attention_mask)
     return sums
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ class TermLog:
             self._sum = self._sum + weight * values
             self._low, self._high = torch.minimum(self._low, values), torch.maximum(self._high, values)
         self._weight += weight
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been taken and not read, for a checkpoint."""
+        return {"weight": self._weight, "names": self._names, "values": [self._sum, self._low, self._high]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._weight, self._names = state["weight"], list(state["names"])
+        self._sum, self._low, self._high = state["values"]
 
     def read(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Means over micro-batches and ranks, and their ranges; begin anew. ``gather`` stacks a row a rank."""

@@ -14,7 +14,7 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, convert_to_fp32
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from infobert_fast import checks
@@ -25,10 +25,11 @@ from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, 
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
 from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
+from infobert_fast.training.order import EpochOrder
 from infobert_fast.training.packing import PackedEncoder, unpack
+from infobert_fast.training.reliable import ReliableTrainer
 from infobert_fast.training.smoothness import SmoothnessObjective, divergence_for, smoothness_step
 from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
-from infobert_fast.training.terms import TermLog
 from infobert_fast.training.throughput import (
     ModuleTimer,
     Throughput,
@@ -76,7 +77,7 @@ class WithLengths:
         return batch
 
 
-class InfoBertTrainer(Trainer):
+class InfoBertTrainer(ReliableTrainer):
     """Fine-tunes any Hugging Face encoder with InfoBERT's regularisers, alone or under a FreeLB adversary.
 
     Use it as ``transformers.Trainer``, with :class:`InfoBertArguments`; all but model and args by keyword.
@@ -164,7 +165,6 @@ class InfoBertTrainer(Trainer):
                 "anchor_source='previous' changes the method: anchors after a step's first pass are ranked by the pass "
                 "before, and every ascent follows the whole loss; results are not InfoBERT's as published"
             )
-        self._terms = TermLog()
         self._throughput = Throughput(args.device)
         if args.profile_regularizers:
             regularizers = [module for module in (self._bottleneck, self._anchored) if module is not None]
@@ -193,7 +193,7 @@ class InfoBertTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._club is not None and checkpoint is not None and Path(checkpoint, LEARNED_BOUND).is_file():
-            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location=self.args.device, weights_only=True)
+            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location=self.args.device.type, weights_only=True)
             self._club.load_state_dict(state["club"])
             self._club.optimizer.load_state_dict(state["optimizer"])
 
@@ -257,12 +257,16 @@ class InfoBertTrainer(Trainer):
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As the Trainer's, which would group by a column that is read from disk for every comparison."""
+        """As the Trainer's, which would group by a column that is read from disk for every comparison, and otherwise
+        in a resumed epoch.
+        """
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
             return super()._get_train_sampler(train_dataset)
         lengths = token_lengths(dataset, self.args.length_column_name)
-        return LengthGroupedSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochOrder(LengthGroupedSampler(group, lengths=lengths), seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; counts the sentences of the optimisation step, on all ranks."""
@@ -315,6 +319,7 @@ class InfoBertTrainer(Trainer):
             return Pass(loss, *convert_to_fp32((embedded, outputs.hidden_states[-1], logits)))
 
         def backward(loss: Tensor, last: bool) -> None:
+            loss = self._guard.mark(loss)
             if engine is None:
                 self.accelerator.backward(loss)
             elif last:
@@ -323,6 +328,9 @@ class InfoBertTrainer(Trainer):
                 engine.set_gradient_accumulation_boundary(False)
                 engine.backward(loss, scale_wrt_gas=False)
 
+        seed = self._seed()
+        if self._place[1] == 0:
+            self._begin_step()
         # The mean over the step's sentences on all ranks: DistributedDataParallel and DeepSpeed divide by their number.
         sentences = len(inputs["lengths"])
         scaler = self.accelerator.scaler
@@ -352,12 +360,13 @@ class InfoBertTrainer(Trainer):
                 word_embeddings=word_embeddings_of(bare),
                 forward=forward,
                 backward=backward,
-                seed=self._seed(),
+                seed=seed,
                 scale=sentences * self.args.world_size / self._step_sentences,
                 scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
                 defer_reduction=contextlib.nullcontext
                 if engine is not None
                 else lambda: self.accelerator.no_sync(model),
+                observe=functools.partial(self._guard.note, self._place[1]),
             )
         self._terms.add(terms, weight=sentences)
         return terms["loss"]
@@ -384,5 +393,5 @@ def _prepare(model: PreTrainedModel, args: InfoBertArguments) -> PreTrainedModel
     """Check that the model can be perturbed, and give it its critic: that of its checkpoint where it has one."""
     word_embeddings_of(model)
     if args.version in AFR_VERSIONS:
-        attach_critic(model, args.critic_hidden_dim)
+        attach_critic(model, args.critic_hidden_dim, args.critic_checkpoint)
     return model

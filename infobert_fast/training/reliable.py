@@ -1,0 +1,204 @@
+"""transformers' Trainer made reliable: whole checkpoints, exact resumption, no step from what is not finite."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from infobert_fast.training import checkpoints
+from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.guard import NonfiniteGuard
+from infobert_fast.training.order import SameOrder, examples_of
+from infobert_fast.training.replay import RandomReplay
+from infobert_fast.training.resume import find_checkpoint, run_record
+from infobert_fast.training.terms import TermLog
+
+__all__ = ["ReliableTrainer"]
+
+PROGRESS = "progress_{}.pt"  # a rank's logs since the last line, in a checkpoint beside its random state
+
+
+class ReliableTrainer(Trainer):
+    """The part of :class:`infobert_fast.InfoBertTrainer` that knows nothing of InfoBERT.
+
+    A step that extends it says :meth:`_begin_step` at a step's first micro-batch, sends every loss through
+    ``self._guard.mark`` before its backward, the terms of each pass to ``self._guard.note``, and those of each
+    micro-batch to ``self._terms.add``.
+    """
+
+    args: InfoBertArguments
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel | None, args: InfoBertArguments, **kwargs: Any) -> None:
+        super().__init__(model, args, **kwargs)
+        self.add_callback(SameOrder())
+        self._guard = NonfiniteGuard(args.nonfinite)
+        self._staging: Path | None = None  # while a checkpoint is being written, where
+        self._terms = TermLog()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's. ``resume_from_checkpoint`` may also be ``"auto"``: the newest whole checkpoint of
+        ``output_dir``, a fresh start where there is none. True takes that checkpoint too, and fails without one.
+
+        Raises:
+            ValueError: for a checkpoint that is not whole, or of a run with other settings, naming them.
+            FloatingPointError: at a loss or gradient that is not finite, unless ``nonfinite="skip"``.
+        """
+        self._guard = NonfiniteGuard(self.args.nonfinite)
+        return super().train(self._whole_checkpoint(resume_from_checkpoint), *args, **kwargs)
+
+    def _whole_checkpoint(self, request: str | bool | None) -> str | None:
+        """Rank 0 clears away what a killed run left and looks; all ranks go on from what it found."""
+        output_dir, found, problem = Path(self._get_output_dir(None)), None, None
+        if self.is_world_process_zero():
+            try:
+                checkpoints.sweep(output_dir)
+                pickled, changes = self.is_deepspeed_enabled, self.args.resume_with_changes
+                found = find_checkpoint(request, output_dir, self._record(), pickled=pickled, with_changes=changes)
+            except (ValueError, OSError) as error:
+                problem = error
+        found, problem = broadcast_object_list([found, problem])
+        if problem is not None:
+            raise problem
+        return cast("str | None", found)
+
+    def _record(self) -> dict[str, Any]:
+        engine = "none"
+        if self.is_deepspeed_enabled:
+            stage = self.accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.stage", 0)
+            engine = f"deepspeed, ZeRO stage {stage}"
+        return run_record(self.args, self.model, self.train_dataset, engine)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer's, into a temporary folder, which becomes the checkpoint when all ranks have written."""
+        run_dir = Path(self._get_output_dir(trial))
+        self._staging = checkpoints.staging(run_dir, self.state.global_step)
+        final = run_dir / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(self._staging / final.name):
+                self.state.best_model_checkpoint = str(final)
+            if self.args.should_save:
+                self.state.save_to_json(str(self._staging / final.name / "trainer_state.json"))
+                self._check_shared(self._staging / final.name)
+                checkpoints.publish(self._staging, self._record())
+        except Exception as error:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint of step {self.state.global_step} could not be written to {run_dir} ({error}); earlier "
+                f"ones are as they were: mend the cause and start again with resume_from_checkpoint='auto'"
+            ) from error
+        finally:
+            self._staging = None
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(run_dir, self.args.save_total_limit, {final, *([Path(best)] if best else [])})
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(final))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: called while the checkpoint is being written. ``_save_checkpoint`` pushes the whole one."""
+
+    def _check_shared(self, folder: Path) -> None:
+        """Whether every rank's files are in the folder that is about to be called whole."""
+        if self.args.save_on_each_node or self.args.save_only_model:
+            return
+        missing = [rank for rank in range(self.args.world_size) if not (folder / PROGRESS.format(rank)).is_file()]
+        if missing:
+            raise OSError(
+                f"`output_dir` lacks the files of ranks {missing}: it must be a folder that all nodes share, or set "
+                f"save_on_each_node=True"
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As the Trainer's; outside a checkpoint each file is written aside and renamed, the weights last."""
+        if self._staging is not None or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        with checkpoints.replacing(Path(output_dir or self._get_output_dir(None))) as temporary:
+            super()._save(str(temporary), state_dict)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As the Trainer's; with it what this rank has not logged yet."""
+        super()._save_rng_state(output_dir)
+        progress = {
+            "loss": self._tr_loss,
+            "logged_step": self._globalstep_last_logged,
+            "terms": self._terms.state_dict(),
+            "skipped_steps": self._guard.skipped,
+        }
+        torch.save(progress, Path(output_dir, PROGRESS.format(self.args.process_index)))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As the Trainer's, called once, where the training goes on."""
+        super()._load_rng_state(checkpoint)
+        file = Path(checkpoint or "", PROGRESS.format(self.args.process_index))
+        if checkpoint is not None and file.is_file():  # a rank that the checkpoint does not know has none
+            progress = torch.load(file, map_location=self.args.device.type, weights_only=True)
+            self._tr_loss.copy_(progress["loss"])
+            self._total_loss_scalar = -progress["loss"].item()  # train_loss is of the steps of this call
+            self._globalstep_last_logged = progress["logged_step"]
+            self._terms.load_state_dict(progress["terms"])
+            self._guard.skipped = progress["skipped_steps"]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the random state is left as it was, so that training does not depend on evaluations."""
+        replay = RandomReplay(self.args.device)
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            replay.rewind()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer's; a training log line tells of skipped steps."""
+        if "loss" in logs and self._guard.skipped:
+            logs = {**logs, "skipped_steps": self._guard.skipped}
+        super().log(logs, start_time)
+
+    def _begin_step(self) -> None:
+        """Remember the logs as they are before this optimisation step, should it have to be left out."""
+        if self.args.nonfinite == "skip":
+            self._logs_before = self._tr_loss.clone(), copy.copy(self._terms)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As the Trainer's, which asks for it between a step's last backward and the optimiser; the guard's place.
+
+        DeepSpeed has stepped by now, and has itself left out a step whose norm is not finite. So has, later, a float16
+        loss scaler, whose business overflows are until its scale falls below 1.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() >= 1:
+            self._guard.forget()
+        elif not self._guard.passes(
+            grad_norm,
+            step=self.state.global_step,
+            rank=self.args.process_index,
+            gather=gather_object,
+            examples=self._examples_of,
+        ):
+            cast(Any, self.optimizer).zero_grad()  # torch's optimisers pass over a parameter that has no gradient
+            self._tr_loss, self._terms = self._logs_before
+            done = self.state.global_step - self._globalstep_last_logged
+            self._tr_loss *= (done + 1) / max(done, 1)  # the logged mean counts this step too
+        return grad_norm
+
+    def _examples_of(self, micro_step: int) -> list[int] | None:
+        """The numbers in the training set of this rank's examples in a micro-batch of the current step."""
+        loader: Any = self.callback_handler.train_dataloader
+        accumulation = self.args.gradient_accumulation_steps
+        epoch, update = divmod(self.state.global_step, -(-len(loader) // accumulation))
+        return examples_of(loader, epoch, update * accumulation + micro_step)

@@ -1,0 +1,160 @@
+"""Which checkpoint a run goes on from, and whether it may: a resumed run is the uninterrupted one or it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sized
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel
+
+from infobert_fast.training import checkpoints
+from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.replay import RandomReplay
+
+__all__ = ["find_checkpoint", "run_record"]
+
+logger = logging.getLogger(__name__)
+
+# Of transformers' arguments, those that the parameters depend on; of ours, all but the last line's.
+# fmt: off
+STOCK = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "num_train_epochs",
+    "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio",
+    "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16", "torch_compile", "train_sampling_strategy",
+    "dataloader_drop_last", "ignore_data_skip",
+)
+# fmt: on
+FREE = {
+    "nonfinite",
+    "resume_with_changes",
+    "critic_checkpoint",
+    "logging_nan_inf_filter",
+    "ddp_find_unused_parameters",
+    "peak_tflops",
+    "profile_regularizers",
+}
+PROBES = 32  # examples read to tell one dataset from another
+
+
+def run_record(args: InfoBertArguments, model: PreTrainedModel, dataset: Any, engine: str) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its run: ``run``, on which the results depend, and ``environment``, on which
+    their last bits may.
+    """
+    settings = args.to_dict()
+    names = [*STOCK, *(name for name in InfoBertArguments.__annotations__ if name not in FREE)]
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    # Where it came from, and what the first forward or the first save fill in.
+    for name in ("_name_or_path", "transformers_version", "dtype", "architectures", "problem_type"):
+        config.pop(name, None)
+    record = {
+        "resumable": not args.save_only_model,
+        "run": {
+            "world_size": args.world_size,
+            "engine": engine,
+            "arguments": {name: settings[name] for name in names if name in settings},
+            "model": {"class": type(model).__name__, "config": config},
+            "train_dataset": _describe(dataset, args.device),
+        },
+        "environment": {
+            **{name: _version(name) for name in ("infobert-fast", "torch", "transformers", "accelerate", "numpy")},
+            "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type,
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
+    return plain
+
+
+def find_checkpoint(
+    request: str | bool | None, output_dir: Path, record: Mapping[str, Any], *, pickled: bool, with_changes: bool
+) -> str | None:
+    """The folder to go on from; None for a fresh start. Reads the disk: call it on one rank and tell the others.
+
+    Args:
+        request: ``"auto"``: the newest whole checkpoint of ``output_dir``, a fresh start if there is none; True: the
+            same, an error if there is none; a folder; None or False: a fresh start.
+        record: this run's :func:`run_record`.
+        pickled: the engine's state is unpickled, which could run foreign code: only from ``output_dir`` then.
+        with_changes: warn of changed settings instead of refusing them.
+
+    Raises:
+        ValueError: for a checkpoint that is missing, not whole, foreign, or of a run with other settings.
+    """
+    if request is None or request is False:
+        return None
+    if request == "auto" or str(request).lower() == "true":
+        if (folder := checkpoints.newest(output_dir)) is None:
+            if request == "auto":
+                return None
+            raise ValueError(
+                f"`resume_from_checkpoint` was {request}; {output_dir} holds no whole checkpoint: use 'auto', which "
+                f"starts afresh then"
+            )
+    else:
+        folder = Path(str(request))
+        if pickled and not folder.resolve().is_relative_to(output_dir.resolve()):
+            raise ValueError(
+                f"`resume_from_checkpoint` was {folder}, outside the run's `output_dir` {output_dir}; DeepSpeed's "
+                f"state is unpickled, which runs whatever code is in it: set `output_dir` to the run's own folder"
+            )
+        if (reason := checkpoints.fault(folder)) is not None:
+            raise ValueError(
+                f"`resume_from_checkpoint` was {folder}, which is not whole: {reason}; use 'auto' for the newest whole "
+                f"checkpoint of `output_dir`, or give the folder as the model, to start afresh from its weights"
+            )
+    manifest = checkpoints.read_manifest(folder)
+    if not manifest["resumable"]:
+        raise ValueError(
+            f"`resume_from_checkpoint` was {folder}, which holds the model alone (save_only_model): give it as the "
+            f"model, to start afresh from its weights"
+        )
+    for line in differences(manifest["environment"], record["environment"]):
+        logger.warning("%s was written with another environment, last digits may differ: %s", folder, line)
+    if changed := differences(manifest["run"], record["run"]):
+        text = "; ".join(changed)
+        if not with_changes:
+            raise ValueError(
+                f"{folder} is of a run with other settings, and would not go on as that run: {text}. Set them back, "
+                f"or set `resume_with_changes` to go on all the same, or give the folder as the model, to start afresh "
+                f"from its weights"
+            )
+        logger.warning("going on from %s with other settings than before: %s", folder, text)
+    return str(folder)
+
+
+def differences(then: Any, now: Any, name: str = "") -> list[str]:
+    """``name: then -> now`` for every value that two records do not share. Names that one of them lacks are left out:
+    another release may know other settings.
+    """
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        common = [key for key in then if key in now]
+        return [line for key in common for line in differences(then[key], now[key], f"{name}.{key}" if name else key)]
+    return [] if then == now else [f"{name}: {then!r} -> {now!r}"]
+
+
+def _describe(dataset: Any, device: torch.device) -> dict[str, Any]:
+    """Length, and a digest of examples from all over the dataset; the random state is left as it was."""
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not len(dataset):
+        return {"length": len(dataset) if isinstance(dataset, Sized) else None}
+    digest, replay = hashlib.sha256(), RandomReplay(device)
+    for index in sorted({i * (len(dataset) - 1) // (PROBES - 1) for i in range(PROBES)}):
+        example = dataset[index]  # type: ignore[index]
+        for name in ("input_ids", "labels", "label"):
+            if isinstance(example, Mapping) and name in example:
+                digest.update(repr((name, torch.as_tensor(example[name]).tolist())).encode())
+    replay.rewind()
+    return {"length": len(dataset), "sha256": digest.hexdigest()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
