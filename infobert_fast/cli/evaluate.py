@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from infobert_fast.evaluation.answers import answer, score_answers
 from infobert_fast.evaluation.information import measure_each
 from infobert_fast.evaluation.report import Result, answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
+from infobert_fast.metrics.squad import original_id
 from infobert_fast.training.head import head_order
 
 __all__ = ["prepare"]
@@ -48,16 +48,18 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     else:
         sources, clean = expand(given.data, fever_order=given.fever_order), {}
     named = by_name(sources)
-    if given.limit is not None:
-        named = {name: _limited(source, given.limit) for name, source in named.items()}
     fitting = None if given.information is None else Source.parse(given.information)
     for source in filter(lambda source: source.is_file, named.values()):
         check_file(source)  # before the model, which may have to be fetched
     task = given.task or suite_task(given.suite or []) or _task_of(AutoConfig.from_pretrained(given.model))
     answers = task == QUESTION_ANSWERING
-    read: Callable[[Source], datasets.Dataset] = load_questions if answers else lambda source: load(source, TASKS[task])
-    sets = {name: read(source) for name, source in named.items()}
-    train = None if fitting is None else read(_limited(fitting, given.information_limit))
+
+    def read(source: Source, limit: int | None) -> datasets.Dataset:
+        dataset = load_questions(source) if answers else load(source, TASKS[task])
+        return dataset if limit is None else _drawn(dataset, limit)
+
+    sets = {name: read(source, given.limit) for name, source in named.items()}
+    train = None if fitting is None else read(fitting, given.information_limit)
     auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
     model = auto.from_pretrained(given.model, dtype=torch.float32)
     if not answers and TASKS[task].labels:
@@ -102,9 +104,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def _limited(source: Source, limit: int) -> Source:
-    seed = 0 if source.seed is None else source.seed
-    return replace(source, limit=min(limit, source.limit or limit), seed=seed)
+def _drawn(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
+    """At most so many examples at random, a question counting once with all its variants."""
+    if "id" not in dataset.column_names:
+        return dataset.shuffle(seed=0).select(range(min(limit, len(dataset))))
+    ids = set(dataset["id"])
+    of_row = [original_id(key, ids) for key in dataset["id"]]
+    originals = list(dict.fromkeys(of_row))
+    chosen = {originals[i] for i in np.random.default_rng(0).permutation(len(originals))[:limit]}
+    return dataset.select([row for row, key in enumerate(of_row) if key in chosen])
 
 
 def _task_of(config: PreTrainedConfig) -> str:
@@ -177,7 +185,9 @@ def _show(given: argparse.Namespace, results: Mapping[str, Result]) -> None:
     shown = Table(*header, title=given.model)
     for row in rows:
         shown.add_row(*row)
-    Console().print(shown)
+    console = Console()
+    # Where nobody watches, a line may be as long as it is.
+    (console if console.is_terminal else Console(width=200)).print(shown)
     if given.output is not None:
         if given.output.suffix == ".md":
             write_text(given.output, as_markdown(str(given.model), results))

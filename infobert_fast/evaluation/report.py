@@ -59,7 +59,13 @@ def classified(task: Task, predictions: np.ndarray, labels: np.ndarray, *, resam
 def answered(scores: SquadScores) -> Result:
     """A question set's result: F1 with the interval of a mean, exact match; the drop from its own originals, if any."""
     half = 1.959963984540054 * 100 * float(scores.each_f1.std(ddof=1)) / scores.count**0.5 if scores.count > 1 else 0.0
-    result = Result(scores.count, "f1", {"f1": scores.f1, "exact_match": scores.em}, scores.f1 - half, scores.f1 + half)
+    result = Result(
+        scores.count,
+        "f1",
+        {"f1": scores.f1, "exact_match": scores.em},
+        max(scores.f1 - half, 0.0),
+        min(scores.f1 + half, 100.0),
+    )
     if scores.original_f1 is not None and scores.original_em is not None:
         result.scores |= {"original_f1": scores.original_f1, "original_exact_match": scores.original_em}
         result.clean, result.drop = "its originals", scores.original_f1 - scores.f1

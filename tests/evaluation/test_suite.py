@@ -224,8 +224,12 @@ def test_the_qa_suite_by_the_command(squad_tokenizer, tmp_path):
     right = {key: ["cat"] for key in predictions}
     assert results["addsent"]["f1"] == pytest.approx(squad_scores(right, predictions).f1 / 100)
     assert set(json.loads((tmp_path / "p/addsent.null_odds.json").read_text())) == set(predictions)
-    # By the model alone: no task is named.
-    assert cli.main(["evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "squad/dev-v1.1.json")]) == 0
+    # By the model alone: no task is named. A question is drawn with all its variants.
+    addsent = str(tmp_path / "adversarial_squad/sample1k-HCVerifyAll.json")
+    command = ["evaluate", str(tmp_path / "model"), "--data", addsent, "--limit", "1", "--predictions"]
+    assert cli.main([*command, str(tmp_path / "q")]) == 0
+    (path,) = (tmp_path / "q").glob("*HCVerifyAll.json")
+    assert set(json.loads(path.read_text())) == set(predictions)
 
 
 @pytest.mark.parametrize(
