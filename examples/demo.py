@@ -77,7 +77,8 @@ def train(
             initializer_range=0.1,  # at 0.02 a model this small does not leave chance
             hidden_dropout_prob=0.0,  # at 0.1 standard training stopped at 70 % adversarial, or 50 % with more steps
             attention_probs_dropout_prob=0.0,
-            num_labels=len(LABELS),
+            id2label=dict(enumerate(LABELS)),
+            label2id={word: i for i, word in enumerate(LABELS)},
         )
     )
     tokens = {split: tokenize(dataset, tokenizer, 40) for split, dataset in corpus.items()}

@@ -16,13 +16,14 @@ USAGE = """usage: infobert COMMAND ...
                                             --dry_run checks data and model and prints the plan
   evaluate MODEL --suite nli|qa|SOURCE ...  clean and adversarial sets in one table; --data for sets by themselves
   attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
+  explain MODEL TEXT ...                    useless, anchored and non-robust tokens, in the terminal and on a page
   bench [SUITE ...]                         the benchmarks, side by side with their baselines
 
 `infobert COMMAND --help` lists a command's arguments. Launch training on several GPUs with
 `torchrun --nproc_per_node N -m infobert_fast.cli train CONFIG.yaml ...`, or with
 `deepspeed --module infobert_fast.cli train CONFIG.yaml --deepspeed zero2 ...`."""
 
-COMMANDS = ("train", "evaluate", "attack", "bench")  # each a module of this package
+COMMANDS = ("train", "evaluate", "attack", "explain", "bench")  # each a module of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
