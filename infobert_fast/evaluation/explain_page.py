@@ -33,8 +33,8 @@ article, .legend { background: var(--card); border: 1px solid var(--line); borde
   margin: 1rem 0; }
 .legend { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; align-items: center; margin: 1rem 0; }
 .legend dt, .legend dd { margin: 0; }
-.legend dd, h2 { color: var(--quiet); }
-h2 { font-size: .95rem; font-weight: 400; margin: 0 0 .75rem; }
+.legend dd, h2 { color: var(--quiet); font-size: .95rem; }
+h2 { font-weight: 400; margin: 0 0 .75rem; }
 h2 strong { color: var(--ink); font-weight: 600; }
 .text { display: grid; grid-template-columns: 6.5rem 1fr; margin: .35rem 0; }
 .text > span { font-size: .8rem; color: var(--quiet); padding-top: .3rem; }
@@ -80,7 +80,7 @@ def explanation_page(
 </head>
 <body>
 <main>
-<h1>What {escape(title)} looks at</h1>
+<h1>The gradient of {escape(title)}, token by token</h1>
 <p>Tokens are ranked by the norm of the gradient of the task loss with respect to their embeddings. Of a sentence's n
 tokens, special ones included, ranks below &lceil;{cl:g} n&rceil; are useless, ranks from &lceil;{ch:g} n&rceil; on
 non-robust, those between anchored. A bar's height is the norm, relative to the sentence's largest.</p>
@@ -94,10 +94,10 @@ non-robust, those between anchored. A bar's height is the norm, relative to the 
 
 def verdict(explanation: Explanation) -> tuple[str, str, str]:
     """Whose loss was taken, as text, name, text."""
-    said = f"the model says {explanation.prediction} ({explanation.probability:.0%})"
+    said = f"the model says {explanation.prediction} ({explanation.probability:.1%})"
     if explanation.given:
         return "loss of the given label ", explanation.label, f"; {said}"
-    return "loss of the predicted label ", explanation.label, f" ({explanation.probability:.0%})"
+    return "loss of the predicted label ", explanation.label, f" ({explanation.probability:.1%})"
 
 
 def words(tokens: Sequence[Token]) -> Iterator[list[Token]]:

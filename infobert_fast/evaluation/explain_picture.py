@@ -31,7 +31,7 @@ def draw_explanations(
     figure = Figure(figsize=(WIDTH, 1.0), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
     pen = _Pen(figure)
-    pen.say(MARGIN, f"What {title} looks at", 14, INK, weight="bold")
+    pen.say(MARGIN, f"The gradient of {title}, token by token", 14, INK, weight="bold")
     pen.down(0.36)
     pen.say(
         MARGIN,
@@ -43,8 +43,9 @@ def draw_explanations(
     pen.down(0.34)
     for kind, norm in zip(KINDS, (0.25, 0.55, 1.0), strict=True):
         pen.token(MARGIN, Token(kind, kind, norm, True, 0))
-        pen.say(MARGIN + INDENT, MEANING[kind], SMALL, QUIET)
-        pen.down(0.54)
+        pen.say(MARGIN + 1.3, MEANING[kind], SMALL, QUIET)
+        pen.down(0.32 + norm * BAR)
+    pen.down(0.06)
     for number, explanation in enumerate(explanations, 1):
         pen.rule()
         before, label, after = verdict(explanation)
@@ -107,7 +108,7 @@ class _Pen:
         line = Rectangle((0, 0), WIDTH - 2 * MARGIN, 0, linewidth=0.8, edgecolor=RULE)
         self.figure.add_artist(line)
         self.drawn.append((line, MARGIN, self.y))
-        self.down(0.16)
+        self.down(0.12)
 
     def finish(self, path: str) -> None:
         from matplotlib.transforms import Affine2D
