@@ -18,7 +18,7 @@ from infobert_fast.cli.files import write_text
 from infobert_fast.data.corpora import load_many
 from infobert_fast.data.tasks import NLI, TASKS
 from infobert_fast.evaluation.accuracy import label_order
-from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain
+from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, label_names
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations
 
@@ -69,7 +69,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
             texts.append(tuple(row[name] for name in task.texts))
             labels.append(int(output_of[row["label"]]))
     # The names of a pair's texts are known where a corpus has them, and of NLI by its labels.
-    parts = task.texts if corpora or _is_nli(model) else PARTS
+    parts = task.texts if corpora or {name.lower() for name in label_names(model)} == set(NLI.labels) else PARTS
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     return lambda: _explain(given, model, tokenizer, texts, labels, parts)
 
@@ -127,7 +127,7 @@ def _labels(model: PreTrainedModel, given: list[str] | None, texts: int) -> list
     """The model's outputs for labels by name or number: one for all texts, or one for each."""
     if not given:
         return [None] * texts
-    names = [str(name).lower() for _, name in sorted(model.config.id2label.items())]
+    names = [name.lower() for name in label_names(model)]
     allowed = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
     if unknown := [label for label in given if label.lower() not in allowed]:
         raise ValueError(f"`label` was {unknown[0]!r}; the model has {', '.join(names)}, or 0 to {len(names) - 1}")
@@ -135,8 +135,3 @@ def _labels(model: PreTrainedModel, given: list[str] | None, texts: int) -> list
         raise ValueError(f"`label` was given {len(given)} times for {texts} texts; give it once, or for each")
     found: list[int | None] = [allowed[label.lower()] for label in given]
     return found if len(found) == texts else found * texts
-
-
-def _is_nli(model: PreTrainedModel) -> bool:
-    names = {str(name).lower() for name in model.config.id2label.values()}
-    return names == set(NLI.labels)

@@ -16,7 +16,7 @@ from infobert_fast import checks, functional
 from infobert_fast.evaluation.accuracy import token_batches
 from infobert_fast.training.encoder import embedded_inputs, word_embeddings_of
 
-__all__ = ["KINDS", "Explanation", "Kind", "Token", "explain"]
+__all__ = ["KINDS", "Explanation", "Kind", "Token", "explain", "label_names"]
 
 Kind = Literal["useless", "anchored", "non-robust"]
 KINDS: tuple[Kind, ...] = ("useless", "anchored", "non-robust")
@@ -85,7 +85,7 @@ def explain(
             empty text, or a gradient that is not finite.
     """
     checks.anchor_window(cl, ch)
-    names = _names(model)
+    names = label_names(model)
     labels = [None] * len(texts) if labels is None else labels
     if len(labels) != len(texts):
         raise ValueError(f"`labels` holds {len(labels)} entries and `texts` {len(texts)}; give one for each text")
@@ -117,13 +117,15 @@ def explain(
     return [explanation for explanation in found if explanation is not None]
 
 
-def _names(model: PreTrainedModel) -> list[str]:
-    if model.config.num_labels < 2 or model.config.problem_type not in (None, "single_label_classification"):
+def label_names(model: PreTrainedModel) -> list[str]:
+    """Names of a classifier's outputs. Raises ``ValueError`` where only one exists, or several may hold at once."""
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    if len(names) < 2 or model.config.problem_type not in (None, "single_label_classification"):
         raise ValueError(
-            f"`model` has {model.config.num_labels} label(s) and `problem_type` {model.config.problem_type!r}; the "
-            f"loss that ranks tokens is a classifier's: use one of at least two labels, one of which holds"
+            f"`model` has {len(names)} label(s) and `problem_type` {model.config.problem_type!r}; the loss that ranks "
+            f"tokens is a classifier's: use one of at least two labels, one of which holds"
         )
-    return [str(name) for _, name in sorted(model.config.id2label.items())]
+    return names
 
 
 def _gradient(model: PreTrainedModel, batch: Any, labels: list[int | None]) -> tuple[Tensor, Tensor, Tensor]:

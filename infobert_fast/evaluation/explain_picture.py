@@ -72,7 +72,8 @@ class _Pen:
     """Draws from the top down; what is drawn is kept until the height is known."""
 
     def __init__(self, figure: Any) -> None:
-        self.figure, self.y, self.drawn = figure, MARGIN, []
+        self.figure, self.y = figure, MARGIN
+        self.drawn: list[tuple[Any, float, float]] = []
         self.renderer = figure.canvas.get_renderer()
 
     def down(self, inches: float) -> None:
@@ -93,7 +94,7 @@ class _Pen:
         width, colour = self.width(token), COLOURS[token.kind]
         bar = Rectangle((0, 0), width - 0.02, max(token.norm * BAR, 0.012), linewidth=0.7, edgecolor=colour)
         bar.set_facecolor(colour if token.kind == "anchored" else "none")
-        bar.set_hatch("//////" if token.kind == "non-robust" else None)
+        bar.set_hatch("//////" if token.kind == "non-robust" else "")
         self.figure.add_artist(bar)
         self.drawn.append((bar, x, self.y + SIZE / 72 + 0.06))
         return x + width
