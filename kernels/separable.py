@@ -125,10 +125,10 @@ def blocks(I, J):  # noqa: E741
 
 
 def product(a, b, dtype):
-    """a b in ``dtype``, accumulated in it: half-precision inputs, fp32 output on a GPU; elsewhere widened first."""
+    """a b in ``dtype``: half-precision inputs and fp32 output on CUDA; widened first elsewhere, ROCm included."""
     if a.dtype == dtype:
         return torch.mm(a, b)
-    if a.is_cuda:
+    if a.is_cuda and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=dtype)
     return torch.mm(a.to(dtype), b.to(dtype))
 

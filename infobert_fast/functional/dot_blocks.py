@@ -30,10 +30,12 @@ def _blocks(y: Tensor, x: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """``a b`` in ``dtype``: half-precision inputs with float32 output on a GPU; widened first elsewhere."""
+    """``a b`` in ``dtype``: half-precision inputs and float32 output on CUDA; widened first elsewhere."""
     if a.dtype == dtype:
         return torch.mm(a, b)
-    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
+    if a.is_cuda and torch.version.hip is None:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a.to(dtype), b.to(dtype))
 
 
 def _left_out(labels: Tensor, i: slice, j: slice) -> Tensor:

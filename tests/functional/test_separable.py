@@ -215,6 +215,26 @@ def test_gradient_of_one_input_alone(needed, implementation):
     torch.testing.assert_close(got, 1 * expected / 1, rtol=1e-6, atol=1e-7)
 
 
+def test_memory_is_that_of_a_block(monkeypatch):
+    """The largest tensor that a forward and a backward of 200 x 200 scores make, of rows 5 wide."""
+    monkeypatch.setattr(dot_blocks, "block_scores", lambda device: 1600)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            parts = out if isinstance(out, (tuple, list)) else [out]
+            sizes.extend(part.untyped_storage().nbytes() // 8 for part in parts if isinstance(part, torch.Tensor))
+            return out
+
+    inputs = [normal[:, :5] for normal in operands("dot", 200, 200)[:2]]
+    with Watch():
+        value_and_grads(bound_of(separable_info_nce, "dot", labels=torch.arange(200) // 2, symmetric=True), [
+            *inputs, torch.tensor(1.7, dtype=F64)
+        ])  # fmt: skip
+    assert max(sizes) == 1600
+
+
 def test_strided_inputs():
     inputs = operands("bilinear", 9, 9)
     strided = [tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for tensor in inputs]
