@@ -31,6 +31,7 @@ from infobert_fast.data.source import FEVER_ORDERS, Source, check_file
 from infobert_fast.data.tasks import NLI, QUESTION_ANSWERING, TASK_NAMES, TASKS, Task
 from infobert_fast.evaluation.accuracy import label_order, predict
 from infobert_fast.evaluation.answers import answer, score_answers
+from infobert_fast.evaluation.figure import draw_information
 from infobert_fast.evaluation.information import measure_each
 from infobert_fast.evaluation.report import Result, answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
@@ -86,6 +87,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="also write the table here: .json, or .md")
     parser.add_argument("--predictions", type=Path, help="folder for each set's predictions, as GLUE or SQuAD has them")
     parser.add_argument("--information", help="a source to fit a fresh critic on: adds both information bounds")
+    parser.add_argument("--mi_report", type=Path, help="with --information: draw the bounds of all sets, as .png")
+    parser.add_argument("--cl", type=float, default=0.5, help="lower edge of the anchor window, for --information")
+    parser.add_argument("--ch", type=float, default=0.9, help="upper edge of the anchor window, for --information")
     parser.add_argument("--information_limit", type=int, default=1_000, help="examples a set used for the bounds")
     parser.add_argument("--max_length", type=int, help="longest text or pair (128) or window (384) in tokens")
     parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
@@ -99,6 +103,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(list(arguments))
     for name in ("limit", "information_limit", "max_length", "batch_tokens"):
         checks.positive_integer(name, getattr(given, name), optional=name in ("limit", "max_length"))
+    checks.anchor_window(given.cl, given.ch)
+    if given.mi_report is not None and given.information is None:
+        raise ValueError(
+            f"`mi_report` was {given.mi_report}; name a source to fit its critics on: --information SOURCE"
+        )
     if given.data_dir is not None and suite_task(given.suite or []) is None:
         raise ValueError(f"`data_dir` was {given.data_dir!r}; it says where a suite's files are: name one, --suite nli")
     return given
@@ -156,9 +165,12 @@ def _evaluate(
         if task is None:
             cut = lambda questions: windows(questions, tokenizer, max_length, given.doc_stride)  # noqa: E731
             train, few = cut(train), {name: cut(dataset) for name, dataset in few.items()}
-        bounds = measure_each(model, tokenizer, train, few, max_length=max_length, task=task or NLI)
+        window = {"cl": given.cl, "ch": given.ch, "others": given.mi_report is not None}
+        bounds = measure_each(model, tokenizer, train, few, max_length=max_length, task=task or NLI, **window)
         for name, result in results.items():
             result.information = bounds[name]
+        if given.mi_report is not None:
+            draw_information(bounds, given.mi_report, str(given.model))
     _show(given, results)
 
 

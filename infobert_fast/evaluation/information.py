@@ -25,18 +25,23 @@ NOT_FOR_THE_MODEL = ("length", "example", "starts", "ends")
 
 @dataclass(frozen=True)
 class Information:
-    """Bounds in nats: ``upper`` on I(T; X), features and input; ``lower`` on I(T_k; Z), anchors and their sentence."""
+    """Bounds in nats: ``upper`` on I(T; X), features and input; ``lower`` on I(T_k; Z), anchors and their sentence.
+
+    ``lower_others`` is the same bound for the tokens that are no anchors, where it was asked for.
+    """
 
     upper: float
     lower: float
+    lower_others: float | None = None
 
 
 @dataclass(frozen=True)
 class _Batch:
     tokens: Tensor  # [tokens, hidden], the embedding block's rows
-    anchors: Tensor  # [pairs, hidden]
     sentences: Tensor  # [batch, hidden]
-    sentence_of: Tensor  # [pairs]
+    anchors: Tensor  # [anchors], numbers of rows
+    others: Tensor  # [tokens - anchors], likewise
+    rows: Tensor  # [batch * length, hidden]
 
 
 def measure_information(
@@ -64,6 +69,7 @@ def measure_each(
     critic_lr: float = 1e-3,
     seed: int = 0,
     task: Task = NLI,
+    others: bool = False,
 ) -> dict[str, Information]:
     """Measure both bounds on the features of each test set, so that differently trained models can be compared.
 
@@ -71,6 +77,7 @@ def measure_each(
     The upper bound is CLUB over the embedding block's token rows, exactly. The lower bound is InfoNCE with a **fresh**
     critic, fitted for ``epochs`` passes over the features of ``train`` with the model frozen and evaluated on those of
     the test sets, all pairs of a batch being negatives: a model trained with a critic of its own has no advantage.
+    With ``others`` a second critic, fitted likewise, measures the tokens that are no anchors.
 
     Raises:
         ValueError: where no token is an anchor.
@@ -82,25 +89,35 @@ def measure_each(
             yield _features(model, batch, cl, ch)
 
     fitting = list(features(train))
-    width = fitting[0].tokens.shape[1]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        critic = InfoNCE(width, width).to(model.device)
-    optimizer = torch.optim.AdamW(critic.parameters(), lr=critic_lr)
-    order = np.random.default_rng(seed)
-    for _ in range(epochs):
-        for i in order.permutation(len(fitting)):
-            optimizer.zero_grad()
-            (-_lower_bound(critic, fitting[i])).backward()
-            optimizer.step()
+    kinds = ("anchors", "others") if others else ("anchors",)
+    critics = {kind: _fit(fitting, kind, epochs, critic_lr, seed) for kind in kinds}
     results = {}
     for name, test in tests.items():
         held_out = list(features(test))
         with torch.no_grad():
-            lower = torch.stack([_lower_bound(critic, batch) for batch in held_out]).mean()
             upper = functional.club(torch.cat([batch.tokens for batch in held_out]))
-        results[name] = Information(float(upper), float(lower))
+            lower = {
+                kind: float(torch.stack([_lower_bound(critic, batch, kind) for batch in held_out]).mean())
+                for kind, critic in critics.items()
+            }
+        results[name] = Information(float(upper), lower["anchors"], lower.get("others"))
     return results
+
+
+def _fit(fitting: list[_Batch], kind: str, epochs: int, lr: float, seed: int) -> InfoNCE:
+    """A critic fitted on one kind of tokens: a function of the features and the seed."""
+    width = fitting[0].tokens.shape[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        critic = InfoNCE(width, width).to(fitting[0].tokens.device)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=lr)
+    order = np.random.default_rng(seed)
+    for _ in range(epochs):
+        for i in order.permutation(len(fitting)):
+            optimizer.zero_grad()
+            (-_lower_bound(critic, fitting[i], kind)).backward()
+            optimizer.step()
+    return critic
 
 
 def _batches(
@@ -126,15 +143,19 @@ def _features(model: PreTrainedModel, batch: dict[str, Tensor], cl: float, ch: f
     if not len(anchors):
         raise ValueError(f"no token of a batch is an anchor for `cl` {cl} and `ch` {ch}; widen the window")
     embedded = outputs.hidden_states[0].detach()
-    rows = embedded.flatten(0, 1)
+    rest = mask.flatten().bool()
+    rest[anchors] = False
     return _Batch(
         tokens=embedded[mask.bool()],
-        anchors=rows[anchors],
         sentences=outputs.hidden_states[-1][:, 0].detach(),
-        sentence_of=anchors // mask.shape[1],
+        anchors=anchors,
+        others=rest.nonzero().flatten(),
+        rows=embedded.flatten(0, 1),
     )
 
 
-def _lower_bound(critic: InfoNCE, batch: _Batch) -> Tensor:
-    bound: Tensor = critic(batch.anchors, batch.sentences, pair_index=batch.sentence_of)
+def _lower_bound(critic: InfoNCE, batch: _Batch, kind: str) -> Tensor:
+    chosen: Tensor = getattr(batch, kind)
+    length = len(batch.rows) // len(batch.sentences)
+    bound: Tensor = critic(batch.rows[chosen], batch.sentences, pair_index=chosen // length)
     return bound

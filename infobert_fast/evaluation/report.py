@@ -116,6 +116,6 @@ def as_json(results: Mapping[str, Result]) -> dict[str, Any]:
         if result.drop is not None:
             row |= {"clean": result.clean, "drop": result.drop / 100}
         if result.information is not None:
-            row |= {"information_upper": result.information.upper, "information_lower": result.information.lower}
+            row |= {f"information_{key}": value for key, value in vars(result.information).items() if value is not None}
         content[name] = row
     return content

@@ -53,6 +53,20 @@ def test_features_without_information_have_none(model, tokenizer, corpora):
     assert abs(measured.lower) < 1e-3
 
 
+def test_tokens_that_are_no_anchors(model, tokenizer, corpora):
+    """Measured beside the anchors, whose bound does not change."""
+    train, test = corpora
+    alone = measure_information(model, tokenizer, train, test, batch_size=16, epochs=30)
+    both = measure_information(model, tokenizer, train, test, batch_size=16, epochs=30, others=True)
+    assert (both.upper, both.lower, alone.lower_others) == (alone.upper, alone.lower, None)
+    assert 0 < both.lower_others < math.log(16)
+    assert both.lower_others != both.lower
+    # The tokens outside a window are those inside the two that surround it: here the lowest half alone.
+    high = measure_information(model, tokenizer, train, test, batch_size=16, epochs=3, cl=0.5, ch=1.0, others=True)
+    low = measure_information(model, tokenizer, train, test, batch_size=16, epochs=3, cl=0.0, ch=0.5)
+    assert high.lower_others == pytest.approx(low.lower, abs=1e-4)
+
+
 def test_an_empty_window_is_named(model, tokenizer, corpora):
     with pytest.raises(ValueError, match=r"no token of a batch is an anchor for `cl` 0.5 and `ch` 0.5"):
         measure_information(model, tokenizer, *corpora, cl=0.5, ch=0.5)

@@ -157,7 +157,7 @@ def test_the_nli_suite_by_the_command(nli_folder, tmp_path, capsys):
     (data / "anli/test_r1.jsonl").write_text("".join(text.splitlines(keepends=True)[:20]))
     command = ["evaluate", str(nli_folder / "model"), "--suite", "nli", "--data_dir", str(data)]
     command += ["--predictions", str(tmp_path / "p"), "--information", str(nli_folder / "train.jsonl")]
-    command += ["--information_limit", "32", "--output"]
+    command += ["--information_limit", "32", "--mi_report", str(tmp_path / "mi.png"), "--output"]
     assert cli.main([*command, str(tmp_path / "r.json")]) == 0
     results = json.loads((tmp_path / "r.json").read_text())
     assert list(results) == ["mnli-m", "anli-r1"]
@@ -165,6 +165,8 @@ def test_the_nli_suite_by_the_command(nli_folder, tmp_path, capsys):
     assert row["drop"] == pytest.approx(results["mnli-m"]["accuracy"] - row["accuracy"])
     assert row["low"] <= row["accuracy"] <= row["high"]
     assert row["information_upper"] > 0
+    assert "information_lower_others" in row
+    assert (tmp_path / "mi.png").read_bytes()[1:4] == b"PNG"
     lines = (tmp_path / "p/anli-r1.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction"
     given = [json.loads(line)["label"] for line in text.splitlines()[:20]]
@@ -238,6 +240,7 @@ def test_the_qa_suite_by_the_command(squad_tokenizer, tmp_path):
         (["--data", "one.jsonl", "--data_dir", "d"], "`data_dir` was 'd'; it says where a suite's files are"),
         (["--suite", "qa", "--data_dir", "."], "`data_dir` '.' holds no set of the suite 'qa'"),
         (["--data", "one.jsonl", "--limit", "0"], "`limit` was 0"),
+        (["--data", "one.jsonl", "--mi_report", "m.png"], "name a source to fit its critics on: --information SOURCE"),
         (["--data", "one.jsonl", "--task", "sst2"], "no field premise='sentence'"),
         (["--data", "pair.tsv", "--task", "rte"], "the model has 3 labels"),
     ],
