@@ -65,9 +65,16 @@ def test_bfloat16_is_the_default_only_where_nothing_contradicts_it(monkeypatch):
 
 def test_deepspeed_configurations_by_name(tmp_path, capsys):
     args = train.parse_training(["--deepspeed", "zero2_bf16", "--output_dir", str(tmp_path), "--use_cpu", "True"])[2]
-    assert json.loads(Path(args.deepspeed).read_text())["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert json.loads(Path(args.deepspeed).read_text())["torch_autocast"] == {
+        "enabled": True,
+        "dtype": "bfloat16",
+        "lower_precision_safe_modules": [],
+    }
     assert main(["train", "--deepspeed", "zero9"]) == 2
-    assert "`deepspeed` was 'zero9', which is no file; ready ones are zero2, zero2_bf16" in capsys.readouterr().err
+    assert (
+        "`deepspeed` was 'zero9', which is no file; ready ones are zero1, zero1_bf16, zero2, zero2_bf16"
+        in capsys.readouterr().err
+    )
 
 
 def test_deepspeeds_launcher_may_name_the_rank_first(capsys):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["check_embedded_forward", "embedded_inputs", "word_embeddings_of"]
+__all__ = ["check_embedded_forward", "embedded_inputs", "inputs_beside", "word_embeddings_of"]
 
 
 def word_embeddings_of(model: PreTrainedModel) -> nn.Module:
@@ -36,8 +36,8 @@ def word_embeddings_of(model: PreTrainedModel) -> nn.Module:
     return embeddings
 
 
-def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Any]:
-    """The model's keyword arguments with ``embeddings`` in the place of ``input_ids``.
+def inputs_beside(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's keyword arguments without ``input_ids``, for a call with ``inputs_embeds``; the same in every pass.
 
     RoBERTa and its kin number positions from the ids, skipping padding, and fall back to plain counting without them:
     the positions they would have used are passed explicitly.
@@ -49,7 +49,12 @@ def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embedding
             if numbering is not None:
                 rest["position_ids"] = numbering(inputs["input_ids"], module.padding_idx)
                 break
-    return {**rest, "inputs_embeds": embeddings}
+    return rest
+
+
+def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Any]:
+    """The model's keyword arguments with ``embeddings`` in the place of ``input_ids``."""
+    return {**inputs_beside(model, inputs), "inputs_embeds": embeddings}
 
 
 @torch.no_grad()

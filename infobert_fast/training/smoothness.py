@@ -7,6 +7,7 @@ adversary's perturbation, random noise, or other dropout masks.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -132,6 +133,7 @@ def smoothness_step(
     forward: Callable[[Tensor], Pass],
     backward: Callable[[Tensor, bool], None],
     seed: int,
+    probe: Callable[[Tensor], Pass] | None = None,
     scale: float = 1.0,
     scale_gradient: Callable[[Tensor], Tensor] = lambda loss: loss,
     defer_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -151,7 +153,7 @@ def smoothness_step(
     method = objective.method
     replay = RandomReplay(input_ids.device)
 
-    def again(delta: Tensor | None) -> Pass:
+    def again(delta: Tensor | None, forward: Callable[[Tensor], Pass] = forward) -> Pass:
         if objective.same_dropout:
             replay.rewind()
         embeddings = word_embeddings(input_ids)
@@ -164,7 +166,8 @@ def smoothness_step(
         first = forward(embeddings)
         target = [logits.detach() for logits in first.logits]
         padding = ~attention_mask.bool().unsqueeze(-1)
-        delta = _perturbation(objective, embeddings, padding, target, again, seed, scale_gradient)
+        ascended = functools.partial(again, forward=probe or forward)
+        delta = _perturbation(objective, embeddings, padding, target, ascended, seed, scale_gradient)
     second = again(delta)
     task_loss = first.task_loss
     smoothness = divergence(first.logits, second.logits, objective.kind)

@@ -72,6 +72,7 @@ def infobert_step(
     forward: Callable[[Tensor], Pass],
     backward: Callable[[Tensor, bool], None],
     seed: int,
+    probe: Callable[[Tensor], Pass] | None = None,
     scale: float = 1.0,
     scale_gradient: Callable[[Tensor], Tensor] = lambda loss: loss,
     defer_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -90,6 +91,8 @@ def infobert_step(
         forward: from perturbed embeddings to a :class:`Pass`. Called K times.
         backward: called with a loss and whether it is the micro-batch's last; accumulates.
         seed: of delta's start and of sampled partners, see :func:`step_seed`.
+        probe: ``forward`` for g alone, where a graph of ``forward`` can be traversed only once (ZeRO-3 frees weights
+            behind the traversal): called before it, with the same random state, and a pass takes 5 units instead of 4.
         scale: 1 / gradient accumulation steps; it divides every term. Where a rank's differs from the others', a term
             over all ranks is scaled by the mean of theirs.
         scale_gradient: a float16 loss scaler, so that g does not underflow; its size does not matter otherwise.
@@ -99,8 +102,14 @@ def infobert_step(
     Returns:
         Detached scalars on the device, means over the passes: ``loss`` (times ``scale``), ``task_loss``, and where
         present ``ib_upper_bound`` and ``afr_lower_bound`` in nats.
+
+    Raises:
+        ValueError: where ``probe`` would let a learned bottleneck learn twice in one pass.
     """
     adversary, passes = objective.adversary, objective.adversary.passes
+    bottleneck, anchored, critic = objective.bottleneck, objective.anchored, objective.critic
+    if probe is not None and anchored is not None and bottleneck is not None and bottleneck.club is not None:
+        raise ValueError("`probe` was given with a learned bottleneck, which would learn twice in a pass: use CLUBv2's")
     replay = RandomReplay(input_ids.device)
     generator = torch.Generator(device=input_ids.device).manual_seed(seed ^ 1)
     joint = _joint(objective, lengths, scale)
@@ -108,34 +117,48 @@ def infobert_step(
     before: Tensor | None = None  # the gradient of the pass before, where it ranks the anchors
     sums: dict[str, Tensor] = {}
 
+    def run(forward: Callable[[Tensor], Pass], clean: bool) -> tuple[Pass, dict[str, Tensor], Tensor]:
+        """The states, the terms of L1 and their sum at the present delta, or at none."""
+        nonlocal delta
+        embeddings = word_embeddings(input_ids)
+        if anchored is not None or adversary.perturbs:
+            if clean:
+                delta = torch.zeros_like(embeddings)
+            elif delta is None:
+                delta = adversary.start(embeddings, attention_mask, seed)
+            delta.requires_grad_()
+            embeddings = embeddings + delta
+        states = forward(embeddings)
+        terms, loss = {"task_loss": states.task_loss}, states.task_loss
+        if bottleneck is not None:
+            bound = bottleneck(states.embedded, states.last_hidden, attention_mask, lengths, generator)
+            terms["ib_upper_bound"] = bound
+            loss = loss + objective.beta * joint.ib_weight * bound
+        return states, terms, loss
+
+    def gradient(loss: Tensor, *, keep_graph: bool) -> Tensor:
+        """dL1 / d delta, and no weight's gradient."""
+        assert delta is not None
+        return torch.autograd.grad(scale_gradient(loss / passes), delta, retain_graph=keep_graph)[0]
+
     for k in range(passes):
-        last = k == passes - 1
+        last, clean = k == passes - 1, k == 0 and adversary.clean_pass
         with contextlib.nullcontext() if last else defer_reduction():
             if k:
                 replay.rewind()
-            embeddings = word_embeddings(input_ids)
-            if objective.anchored is not None or adversary.perturbs:
-                if k == 0 and adversary.clean_pass:
-                    delta = torch.zeros_like(embeddings)
-                elif delta is None:
-                    delta = adversary.start(embeddings, attention_mask, seed)
-                delta.requires_grad_()
-                embeddings = embeddings + delta
-            task_loss, embedded, last_hidden, _ = forward(embeddings)
-            terms = {"task_loss": task_loss}
-            loss = task_loss
-            if objective.bottleneck is not None:
-                bound = objective.bottleneck(embedded, last_hidden, attention_mask, lengths, generator)
-                terms["ib_upper_bound"] = bound
-                loss = loss + objective.beta * joint.ib_weight * bound
             grad = before
-            if objective.anchored is not None:
-                assert delta is not None
-                assert objective.critic is not None
+            if anchored is not None and grad is None and probe is not None:
+                partners = generator.get_state()
+                grad = gradient(run(probe, clean)[2], keep_graph=False)
+                replay.rewind()
+                generator.set_state(partners)
+            states, terms, loss = run(forward, clean)
+            if anchored is not None:
+                assert critic is not None
                 if grad is None:
-                    (grad,) = torch.autograd.grad(scale_gradient(loss / passes), delta, retain_graph=True)
-                bound = objective.anchored(
-                    objective.critic, embedded, last_hidden[:, 0], grad, attention_mask, lengths, joint.pairs
+                    grad = gradient(loss, keep_graph=True)
+                bound = anchored(
+                    critic, states.embedded, states.last_hidden[:, 0], grad, attention_mask, lengths, joint.pairs
                 )
                 terms["afr_lower_bound"] = bound
                 loss = loss - objective.alpha * joint.afr_weight * bound
@@ -152,7 +175,6 @@ def infobert_step(
             assert ascent is not None
             before = ascent if objective.anchor_source == "previous" else None
             # After a clean pass the adversary begins where it does without one.
-            clean = k == 0 and adversary.clean_pass
             delta = None if clean else adversary.ascend(delta.detach(), ascent, attention_mask)
     return sums
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedType, convert_to_fp32
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
@@ -24,7 +24,8 @@ from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
-from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
+from infobert_fast.training.encoder import check_embedded_forward, inputs_beside, word_embeddings_of
+from infobert_fast.training.engines import accelerated, check_deepspeed_config, keep_critic_whole
 from infobert_fast.training.order import EpochOrder
 from infobert_fast.training.packing import PackedEncoder, unpack
 from infobert_fast.training.reliable import ReliableTrainer
@@ -95,7 +96,7 @@ class InfoBertTrainer(ReliableTrainer):
 
     Raises:
         ValueError: for a model without input embeddings or in half precision, several GPUs in one process, DeepSpeed
-            with half-precision weights or ZeRO stage 3, or FSDP: each with the setting to change.
+            with half-precision weights, or FSDP: each with the setting to change.
 
     Example:
         >>> args = InfoBertArguments("out", learning_rate=2e-5, adv_steps=3, version=6)
@@ -207,21 +208,8 @@ class InfoBertTrainer(ReliableTrainer):
             raise ValueError(
                 "`fsdp` is set; the input gradient does not pass through FSDP's hooks: use DDP or DeepSpeed ZeRO-2"
             )
-        if not self.is_deepspeed_enabled:
-            return
-        config = self.accelerator.state.deepspeed_plugin.hf_ds_config
-        if config.is_zero3():
-            raise ValueError(
-                "the DeepSpeed configuration asks for ZeRO stage 3, which frees parameters between the two traversals "
-                "of the graph that the anchors need: use stage 2 or lower"
-            )
-        for half in ("bf16", "fp16"):
-            if config.is_true(f"{half}.enabled"):
-                raise ValueError(
-                    f"`{half}` is enabled, in the arguments or the DeepSpeed configuration; its half-precision weights "
-                    f'round a perturbation away: set {{"torch_autocast": {{"enabled": true, "dtype": "bfloat16"}}}} in '
-                    f"the configuration and leave `{half}` unset in both"
-                )
+        if self.is_deepspeed_enabled:
+            check_deepspeed_config(self.accelerator.state.deepspeed_plugin.hf_ds_config)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; rates, FLOP utilisation and peak memory are added to the metrics."""
@@ -297,43 +285,24 @@ class InfoBertTrainer(ReliableTrainer):
                 self._packed = PackedEncoder(bare)
                 self._packed.check(bare, inputs)
             self._checked = bare
-        engine = cast(Any, model) if self.accelerator.distributed_type == DistributedType.DEEPSPEED else None
-        # DeepSpeed's engine takes any gradient through its own forward for a backward; the bare module has no such
-        # hooks, and not the engine's autocast either. DistributedDataParallel needs its forward to know that a backward
-        # is coming.
-        target = model if engine is None else bare
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        if engine is not None and engine.torch_autocast_enabled():
-            autocast = functools.partial(torch.autocast, self.args.device.type, engine.torch_autocast_dtype())
-
+        engine = accelerated(self.accelerator, model)
         packing = Packing(**inputs["packing"]) if "packing" in inputs else None
+        beside = {**inputs_beside(bare, inputs), "output_hidden_states": True}
 
-        def forward(embeddings: Tensor) -> Pass:
-            batch = {**embedded_inputs(bare, inputs, embeddings), "output_hidden_states": True}
-            rows = contextlib.nullcontext() if packing is None else self._packed.rows(packing)
-            with autocast(), rows:
-                loss, outputs = self.compute_loss(target, batch, return_outputs=True)
+        def forward(call: Any, embeddings: Tensor) -> Pass:
+            batch = {**beside, "inputs_embeds": embeddings}
+            with contextlib.nullcontext() if packing is None else self._packed.rows(packing):
+                loss, outputs = self.compute_loss(call, batch, return_outputs=True)
             logits = tuple(outputs[name] for name in HEADS if name in outputs)
             embedded = outputs.hidden_states[0]
             embedded = embedded if packing is None else unpack(packing, embedded)
             return Pass(loss, *convert_to_fp32((embedded, outputs.hidden_states[-1], logits)))
-
-        def backward(loss: Tensor, last: bool) -> None:
-            loss = self._guard.mark(loss)
-            if engine is None:
-                self.accelerator.backward(loss)
-            elif last:
-                self.accelerator.backward(loss, scale_wrt_gas=False)
-            else:  # accelerate's would step the optimiser after it
-                engine.set_gradient_accumulation_boundary(False)
-                engine.backward(loss, scale_wrt_gas=False)
 
         seed = self._seed()
         if self._place[1] == 0:
             self._begin_step()
         # The mean over the step's sentences on all ranks: DistributedDataParallel and DeepSpeed divide by their number.
         sentences = len(inputs["lengths"])
-        scaler = self.accelerator.scaler
         step: Callable[..., Mapping[str, Tensor]]
         objective: Objective | SmoothnessObjective
         if self._smoothness is not None:
@@ -358,16 +327,17 @@ class InfoBertTrainer(ReliableTrainer):
                 attention_mask=inputs["attention_mask"],
                 lengths=inputs["lengths"],
                 word_embeddings=word_embeddings_of(bare),
-                forward=forward,
-                backward=backward,
+                forward=functools.partial(forward, engine.model),
+                backward=lambda loss, last: engine.backward(self._guard.mark(loss), last),
                 seed=seed,
+                probe=None if engine.probe is None else functools.partial(forward, engine.probe),
                 scale=sentences * self.args.world_size / self._step_sentences,
-                scale_gradient=(lambda loss: loss) if scaler is None else scaler.scale,
-                defer_reduction=contextlib.nullcontext
-                if engine is not None
-                else lambda: self.accelerator.no_sync(model),
+                scale_gradient=engine.scale_gradient,
+                defer_reduction=engine.defer_reduction,
                 observe=functools.partial(self._guard.note, self._place[1]),
             )
+        if self.is_deepspeed_enabled and self.accelerator.sync_gradients:
+            cast(Any, model).step()  # clips too; the Trainer's own call of its optimiser does nothing
         self._terms.add(terms, weight=sentences)
         return terms["loss"]
 
@@ -394,4 +364,6 @@ def _prepare(model: PreTrainedModel, args: InfoBertArguments) -> PreTrainedModel
     word_embeddings_of(model)
     if args.version in AFR_VERSIONS:
         attach_critic(model, args.critic_hidden_dim, args.critic_checkpoint)
+        if args.deepspeed_plugin is not None:
+            keep_critic_whole(model)
     return model

@@ -1,15 +1,19 @@
-"""A script of tiny trainings for test_ranks.py: run alone, by torchrun (DDP), or by torchrun with a DeepSpeed file.
+"""A script of tiny trainings: run alone, or by torchrun under one engine after the other.
 
-    python ranks.py OUT RANKS [--deepspeed FILE]
+    python ranks.py OUT RANKS ENGINE... [--grid]     ENGINE: one, ddp, or the name of a DeepSpeed file of the package
 
-RANKS is how many ranks' data one optimisation step sees. Run alone with RANKS = 2, one process plays both: the ranks'
-micro-batches follow each other in its accumulation, or, where a scenario asks for it, stand in one joint batch. Each
-process writes ``OUT/<scenario>-<rank>.pt``.
+RANKS is how many ranks' data one optimisation step sees. Run alone with the engine "one", one process plays them all:
+the ranks' micro-batches follow each other in its accumulation, or, where a scenario asks for it, stand in one joint
+batch. --grid runs the whole grid of cases and nothing else. Each process writes ``OUT/<engine>-<scenario>-<rank>.pt``.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
+from importlib.resources import files
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +23,15 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
 from infobert_fast.training.critic import attach_critic
+from infobert_fast.training.step import step_seed
 
 BATCH = 4  # sentences of a rank in a micro-batch
+GRADIENT = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # parameters move by minus the gradient
+INFOBERT = {"critic_hidden_dim": 20, "cl": 0.5, "ch": 0.9, "alpha": 0.3, "beta": 0.05, "adv_lr": 0.3,
+    "adv_init_mag": 0.5}  # fmt: skip
+GRID = list(product((-1, 3, 6), (1, 3), (1, 2)))  # version, adv_steps, accumulation
+BRIEF = ("zero1", "zero2_offload")  # in the suite, engines that go through the same lines as zero2
+SUITE = dict.fromkeys(BRIEF, GRID[-3:]) | {"zero3": GRID[1::2]}  # stage 3 is slow: its cases with accumulation
 
 
 def make_model(dropout):
@@ -60,87 +71,171 @@ def pad(examples):
     }
 
 
-class Watch(TrainerCallback):
-    """Counts gradient reductions under DDP and notes in which dtype the encoder works."""
+def configuration(engine):
+    """The package's DeepSpeed file, with bounds so small that this model's weights are really cut up and freed."""
+    name = engine.replace("zero0", "zero1")  # which needs no file of its own
+    config = json.loads((files("infobert_fast") / "configs" / "deepspeed" / f"{name}.json").read_text())
+    zero = config["zero_optimization"]
+    zero |= {"stage": int(engine[4]), "reduce_bucket_size": 3000}
+    if zero["stage"] == 3:
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 1000,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        }
+    if "offload_optimizer" in zero:
+        config["zero_force_ds_cpu_optimizer"] = False  # so that it may be SGD
+    return config
+
+
+class Traffic:
+    """Elements of gradients that this process sends: what goes into ``torch.distributed``'s sums while it watches."""
+
+    SUMS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
 
     def __init__(self):
-        self.trainer, self.reduced, self.reduced_at, self.dtypes, self.inputs = None, 0, [], set(), set()
-        self.sentences = []  # of each forward
+        self.elements, self.watching = dict.fromkeys(self.SUMS, 0), False
+        for name in self.SUMS:  # before DeepSpeed is imported, which keeps these functions
+            setattr(torch.distributed, name, self._counting(name, getattr(torch.distributed, name)))
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        model.bert.encoder.layer[0].attention.self.query.register_forward_hook(
-            lambda module, args, out: self.dtypes.add(str(out.dtype))
-        )
-        model.bert.embeddings.register_forward_pre_hook(
-            lambda module, args, kwargs: (
-                self.inputs.add(str(kwargs["inputs_embeds"].dtype)) if kwargs.get("inputs_embeds") is not None else None
+    def _counting(self, name, original):
+        def counted(*args, **kwargs):
+            tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+            if self.watching:
+                self.elements[name] += max(tensor.numel() for tensor in tensors)
+            return original(*args, **kwargs)
+
+        return counted
+
+
+TRAFFIC = Traffic()
+
+
+class Watch(TrainerCallback):
+    """Notes the gradients' traffic of each optimisation step, and in which dtype the encoder works."""
+
+    def __init__(self):
+        self.reduced, self.dtypes, self.inputs, self.hooks = [], set(), set(), []
+        self.sentences = []  # of each micro-batch
+
+    def attach(self, trainer):
+        self.trainer = trainer
+        inner = trainer.training_step
+
+        def watched(model, inputs, *args, **kwargs):
+            self.sentences.append(len(inputs["lengths"]))
+            if not self.hooks:
+                self._hook(model)
+            TRAFFIC.watching = True
+            step = getattr(model, "step", None)  # DeepSpeed's, in which norms and overflows are summed, not gradients
+            if step is not None:
+
+                def quiet():
+                    TRAFFIC.watching = False
+                    step()
+
+                model.step = quiet
+            try:
+                return inner(model, inputs, *args, **kwargs)
+            finally:
+                TRAFFIC.watching = False
+                if step is not None:
+                    del model.step
+
+        trainer.training_step = watched
+
+    def _hook(self, model):
+        bert = self.trainer.model.bert
+        self.hooks = [
+            bert.encoder.layer[0].attention.self.query.register_forward_hook(
+                lambda module, args, out: self.dtypes.add(str(out.dtype))
             ),
-            with_kwargs=True,
-        )
-        wrapped = self.trainer.model_wrapped
-        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            bert.embeddings.register_forward_pre_hook(
+                lambda module, args, kwargs: (
+                    self.inputs.add(str(kwargs["inputs_embeds"].dtype))
+                    if kwargs.get("inputs_embeds") is not None
+                    else None
+                ),
+                with_kwargs=True,
+            ),
+        ]
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            # its reducer's sums pass through Python only if asked to
+            model.register_comm_hook(None, default_hooks.allreduce_hook)
 
-            def hook(group, bucket):
-                self.reduced += bucket.buffer().numel()
-                return default_hooks.allreduce_hook(group, bucket)
+    def on_step_begin(self, args, state, control, **kwargs):
+        TRAFFIC.elements = dict.fromkeys(TRAFFIC.SUMS, 0)
 
-            wrapped.register_comm_hook(None, hook)
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.reduced_at.append(self.reduced)
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.reduced.append(sum(TRAFFIC.elements.values()))
 
 
-def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accumulation=1, seed=None, **settings):
-    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    played = ranks // world  # how many ranks this process plays
+class OneForAll(InfoBertTrainer):
+    """Draws, in one process, what each of the ranks it plays would draw for its micro-batches."""
+
+    played = 1
+
+    def _seed(self):
+        seed = super()._seed()
+        step, micro = self._place
+        return seed if self.played == 1 else step_seed(self.args.seed, micro % self.played, step, micro // self.played)
+
+
+def weights(model):
+    """Copies of all parameters, whole under ZeRO-3 too."""
+    context = contextlib.nullcontext()
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        import deepspeed
+
+        context = deepspeed.zero.GatheredParameters(list(model.parameters()))
+    with context:
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def build(engine, name, out, ranks, *, examples, joint=False, dropout=0.0, accumulation=1, **settings):
+    """A trainer, and the watch on it."""
+    objective = settings.get("objective", "infobert")
+    played = ranks // int(os.environ.get("WORLD_SIZE", "1"))  # how many ranks this process plays
     model = make_model(dropout)
-    if settings.get("version", 6) not in (4, 5, 6) or "objective" in settings:
+    if objective != "infobert" or settings.get("version", 6) not in (4, 5, 6):
         del model.mi_estimator
-    args = InfoBertArguments(
-        str(out / name),
-        use_cpu=True,
-        per_device_train_batch_size=BATCH * (played if joint else 1),
-        gradient_accumulation_steps=accumulation * (1 if joint else played),
-        train_sampling_strategy="random" if "batch_tokens" in settings else "sequential",
-        num_train_epochs=1,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        critic_hidden_dim=20,
-        cl=0.5,
-        ch=0.9,
-        alpha=0.3,
-        beta=0.05,
-        adv_lr=0.3,
-        max_grad_norm=settings.pop("max_grad_norm", 0.0),
-        lr_scheduler_type="constant",
-        optim=settings.pop("optim", "sgd"),
-        learning_rate=settings.pop("learning_rate", 1.0),
-        deepspeed=settings.pop("config", deepspeed),
+    if engine not in ("one", "ddp"):
+        settings.setdefault("deepspeed", configuration(engine))
+    settings = {
+        "use_cpu": True,
+        "per_device_train_batch_size": BATCH * (played if joint else 1),
+        "gradient_accumulation_steps": accumulation * (1 if joint else played),
+        "train_sampling_strategy": "random" if "batch_tokens" in settings else "sequential",
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        **(INFOBERT if objective == "infobert" else {}),
+        "lr_scheduler_type": "constant",
+        **GRADIENT,
         **settings,
-    )
+    }
     watch = Watch()
-    trainer = InfoBertTrainer(model, args, train_dataset=examples, data_collator=pad, callbacks=[watch])
-    watch.trainer = trainer
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: watch.sentences.append(len(kwargs["attention_mask"])) if module.training else None,
-        with_kwargs=True,
-    )
-    if seed is not None:  # noise that does not tell ranks from micro-batches
-        trainer._seed = lambda: seed
-    before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    trainer.train()
-    after = {key: value.detach().clone() for key, value in model.named_parameters()}
-    club = trainer._club
+    args = InfoBertArguments(str(out / f"{engine}-{name}"), **settings)
+    trainer = OneForAll(model, args, train_dataset=examples, data_collator=pad, callbacks=[watch])
+    trainer.played = played
+    watch.attach(trainer)
+    return trainer, watch
+
+
+def record(trainer, watch, before, path):
+    """Write what a test may ask about a finished training."""
+    after = weights(trainer.model)
     torch.save(
         {
             "before": before,
             "after": after,
             "movement": {key: before[key] - after[key] for key in before},
-            "club": {} if club is None else dict(club.state_dict()),
+            "club": {} if trainer._club is None else dict(trainer._club.state_dict()),
             "logs": [line for line in trainer.state.log_history if "loss" in line],
-            "reduced_at": watch.reduced_at,
+            "reduced": watch.reduced,
             "parameters": sum(value.numel() for value in before.values()),
             "dtypes": sorted(watch.dtypes),
             "inputs": sorted(watch.inputs),
@@ -148,57 +243,124 @@ def run(name, out, ranks, deepspeed, *, examples, joint=False, dropout=0.0, accu
             "steps": trainer.state.global_step,
             "sentences": watch.sentences,
         },
-        out / f"{name}-{args.process_index}.pt",
+        path,
     )
 
 
-def refusals(out, deepspeed):
-    """What the trainer says to DeepSpeed settings that would lose the perturbation or its gradient."""
-    config = json.loads(Path(deepspeed).read_text())
-    third = {**config, "zero_optimization": {"stage": 3}}
+def run(engine, name, out, ranks, **settings):
+    trainer, watch = build(engine, name, out, ranks, **settings)
+    before = weights(trainer.model)
+    trainer.train()
+    record(trainer, watch, before, out / f"{engine}-{name}-{trainer.args.process_index}.pt")
+
+
+def grid(engine, out, ranks, cases=GRID):
+    """One optimisation step of every case; gradients are compared with those of one process."""
+    for version, adv_steps, accumulation in cases:
+        examples = make_examples(BATCH * ranks * accumulation)
+        case = {"version": version, "adv_steps": adv_steps, "accumulation": accumulation}
+        run(engine, f"v{version}K{adv_steps}a{accumulation}", out, ranks, examples=examples, **case)
+
+
+def scenarios(engine, out, ranks):
+    """What else is compared with one process, or between the ranks."""
+    joint = {"joint": True, "version": -1, "adv_init_mag": 0.0}  # the random start differs from rank to rank
+    adam = {"optim": "adamw_torch", "learning_rate": 1e-2}
+    common = {"engine": engine, "out": out, "ranks": ranks}
+    group = BATCH * ranks
+    run(name="clipped", **common, examples=make_examples(group), adv_steps=2, max_grad_norm=0.1)
+    if engine != "one":
+        half(engine, out, ranks, "bfloat16")
+        run(name="twenty", **common, examples=make_examples(20 * group), dropout=0.2, adv_steps=2, max_grad_norm=1.0,
+            **adam)  # fmt: skip
+    if engine in BRIEF:
+        return
+    # Three micro-batches in groups of two: the last step is one micro-batch.
+    run(name="short", **common, examples=make_examples(3 * group), adv_steps=2, accumulation=2, **joint)
+    # Every second micro-batch, all those of the second rank, is of one-token sentences: no anchor there.
+    run(name="empty", **common, examples=make_examples(group, ([6] * BATCH + [1] * BATCH) * (ranks // 2)), adv_steps=2)
+    run(name="smart", **common, examples=make_examples(group), objective="smart", smart_step_size=1.0,
+        smart_epsilon=0.5, smart_noise_std=0.1)  # fmt: skip
+    # Batches of two to eight sentences, unevenly over ranks and micro-batches; an even number of them, so that one
+    # process cuts them alike.
+    run(name="tokens", **common, examples=make_examples(20 * ranks), adv_steps=2, accumulation=2, batch_tokens=26,
+        adv_init_mag=0.0)  # fmt: skip
+    run(name="all", **common, examples=make_examples(2 * group), negatives="all", ib_partners="all", adv_steps=2,
+        accumulation=2, **{**joint, "version": 6})  # fmt: skip
+    run(name="checkpointing", **common, examples=make_examples(group), adv_steps=2, gradient_checkpointing=True)
+    # The likelihood's gradient is the joint batch's where all ranks have as many tokens; without beta, all else is too.
+    run(name="club", **common, examples=make_examples(3 * group, [6] * (3 * group)), joint=True, adv_init_mag=0.0,
+        version=1, adv_steps=2, beta=0.0, **{**adam, "optim": "sgd"})  # fmt: skip
+    if engine in ("ddp", "zero2"):
+        for version in (0, 1):
+            run(name=f"club{version}", **common, examples=make_examples(20 * group), dropout=0.2, version=version,
+                ib_max_length=12, adv_steps=2, **adam)  # fmt: skip
+
+
+def half(engine, out, ranks, dtype):
+    """One step in autocast; its gradient is compared between engines."""
+    settings = {"examples": make_examples(BATCH * ranks), "adv_steps": 2}
+    if engine == "ddp":
+        settings["bf16"] = True
+    else:
+        config = configuration(f"{engine}_bf16")
+        config["torch_autocast"]["dtype"] = dtype
+        settings["deepspeed"] = config
+    run(engine, dtype, out, ranks, **settings)
+
+
+def resumed(engine, out, ranks):
+    """Four steps at once; and two, then a new trainer that goes on from its checkpoint and saves the model."""
+    settings = {"examples": make_examples(4 * BATCH * ranks), "dropout": 0.2, "adv_steps": 2, "optim": "adamw_torch",
+        "learning_rate": 1e-2, "max_grad_norm": 1.0}  # fmt: skip
+    for name, saving in (("whole", {}), ("resumed", {"save_strategy": "steps", "save_steps": 2})):
+        trainer, watch = build(engine, name, out, ranks, **settings, **saving)
+        before = weights(trainer.model)
+        trainer.train()
+        if name == "resumed":
+            trainer, watch = build(engine, name, out, ranks, **settings)
+            trainer.train(resume_from_checkpoint=str(out / f"{engine}-resumed" / "checkpoint-2"))
+            trainer.save_model(str(out / f"{engine}-model"))
+        record(trainer, watch, before, out / f"{engine}-{name}-{trainer.args.process_index}.pt")
+
+
+def refusals(out):
+    """What the trainer says to settings that would lose the perturbation or its gradient."""
+    config = configuration("zero2")
     messages = {}
-    for name, settings in (("bf16", {"bf16": True, "deepspeed": config}), ("zero3", {"deepspeed": third})):
+    for name, settings in (
+        ("bf16", {"bf16": True, "deepspeed": config}),
+        ("fp16", {"deepspeed": {**config, "fp16": {"enabled": True}}}),
+        ("clipped", {"deepspeed": {**config, "torch_autocast": {"enabled": True, "dtype": "float16"}}}),
+    ):
         args = InfoBertArguments(str(out / "refused"), use_cpu=True, report_to=[], critic_hidden_dim=20, **settings)
         try:
             InfoBertTrainer(make_model(0.0), args, train_dataset=make_examples(4), data_collator=pad)
         except ValueError as error:
             messages[name] = str(error)
-    torch.save(messages, out / f"refused-{torch.distributed.get_rank()}.pt")
+    torch.save(messages, out / f"zero2-refused-{torch.distributed.get_rank()}.pt")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("ranks", type=int)
-    parser.add_argument("--deepspeed")
+    parser.add_argument("engines", nargs="+")
+    parser.add_argument("--grid", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    common = {"out": args.out, "ranks": args.ranks, "deepspeed": args.deepspeed}
-    still = {"adv_init_mag": 0.0}  # the random start differs from rank to rank
-
-    run("task", **common, examples=make_examples(16), joint=True, version=-1, adv_steps=1, accumulation=2, **still)
-    # Three micro-batches in groups of two: the last step is one micro-batch.
-    run("short", **common, examples=make_examples(24), joint=True, version=-1, adv_steps=2, accumulation=2, **still)
-    run("terms", **common, examples=make_examples(16), version=6, adv_steps=3, accumulation=2, **still)
-    run("version6", **common, examples=make_examples(32), dropout=0.2, adv_steps=3, accumulation=2, max_grad_norm=1.0,
-        adv_init_mag=0.5, optim="adamw_torch", learning_rate=1e-2)  # fmt: skip
-    # Every second micro-batch, all those of the second rank, is of one-token sentences: no anchor there.
-    run("empty", **common, examples=make_examples(16, ([6] * BATCH + [1] * BATCH) * 2), adv_steps=2, **still)
-    run("smart", **common, examples=make_examples(16), objective="smart", accumulation=2, seed=7,
-        smart_epsilon=0.3, smart_step_size=2.0, smart_noise_std=0.2)  # fmt: skip
-    # Batches of two to eight sentences, unevenly over ranks and micro-batches; an even number of them, so that one
-    # process cuts them alike.
-    run("tokens", **common, examples=make_examples(40), adv_steps=2, accumulation=2, batch_tokens=26, **still)
-    run("all", **common, examples=make_examples(16), joint=True, negatives="all", ib_partners="all", adv_steps=2,
-        accumulation=2, **still)  # fmt: skip
-    run("club", **common, examples=make_examples(16), version=1, adv_steps=2, learning_rate=1e-2, **still)
-    if args.deepspeed:
-        config = json.loads(Path(args.deepspeed).read_text())
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        run("autocast", **common, examples=make_examples(16), adv_steps=2, learning_rate=1e-2, config=config)
-        refusals(args.out, args.deepspeed)
-    elif torch.distributed.is_initialized():
-        run("autocast", **common, examples=make_examples(16), adv_steps=2, learning_rate=1e-2, bf16=True)
+    for engine in args.engines:
+        grid(engine, args.out, args.ranks, GRID if args.grid else SUITE.get(engine, GRID))
+        if not args.grid:
+            scenarios(engine, args.out, args.ranks)
+            if engine in ("zero2", "zero3"):
+                resumed(engine, args.out, args.ranks)
+    # Last, for DeepSpeed keeps the loss scaler for every later engine of a process.
+    for engine in args.engines if not args.grid else ():
+        if engine in ("zero2", "zero3"):
+            half(engine, args.out, args.ranks, "float16")
+    if "zero2" in args.engines and not args.grid:
+        refusals(args.out)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
