@@ -45,8 +45,8 @@ def attach_critic(model: PreTrainedModel, hidden_dim: int = 300, checkpoint: str
         )
     if checkpoint is not None and not load_critic(critic, checkpoint):
         raise ValueError(
-            f"`critic_checkpoint` was {checkpoint!r}, which holds no critic: name a folder with `{CRITIC}.*` weights in "
-            f"safetensors, or a file with the critic's state dict"
+            f"`critic_checkpoint` was {checkpoint!r}, which holds no critic: name a folder with `{CRITIC}.*` weights "
+            f"in safetensors, or a file with the critic's state dict"
         )
     if not hasattr(model, CRITIC):
         model.add_module(CRITIC, critic)
