@@ -88,12 +88,15 @@ def power_of_two(top, bits):
 
 
 def half_operands(a, b, w2, local_index, pair_index, p):
-    """fp16 rows [count pad, units] of a and b, weights [units, 8] (w2, its remainder, zeros) and the scale [1] of u."""
+    """fp16 rows [count pad, units] of a and b, weights [units, 8] (w2, its remainder, zeros) and the scale [1] of u.
+
+    Units are padded for both passes: to tiles of 32 forward, of 64 backward.
+    """
     shift = centre(a, b, torch.float32)
     a, b, w2 = a.float() - shift, b.float() + shift, w2.float()
     scale = power_of_two(torch.maximum(a.abs().amax(), b.abs().amax()), 13)  # their sum stays below 2 ** 15
     w_scale = power_of_two(w2.abs().amax(), 10)
-    units = -a.shape[1] % UNITS
+    units = -a.shape[1] % (2 * UNITS)
     w = w2 * w_scale
     high = w.half()
     weights = pad(torch.stack([high, (w - high.float()).half()], 1), (0, 6, 0, units))
@@ -111,17 +114,23 @@ def half_operands(a, b, w2, local_index, pair_index, p):
 
 def fast_partials(a, b, w2, b2, local_index, pair_index, p, scores):
     """Partial (maximum, sum) [splits, rows] of the fast preset; fills ``scores`` where given."""
-    A, B, weights, scale = half_operands(a, b, w2, local_index, pair_index, p)
-    tiles_i, tiles_j = triton.cdiv(p.n_i, ROWS), triton.cdiv(p.n_j, COLUMNS)
-    splits = min(tiles_j, triton.cdiv(p.config.programs, p.problems * tiles_i))
+    operands = half_operands(a, b, w2, local_index, pair_index, p)
+    return launch_scores(operands, b2, p, scores, 0, p.problems, 0, p.n_i, p.total_i)
+
+
+def launch_scores(operands, b2, p, scores, problem, blocks, i, n_i, n_rows):
+    """Partials of ``n_i`` rows from row i on, of ``blocks`` problems from ``problem`` on (one, where i > 0)."""
+    A, B, weights, scale = operands
+    A, B = A[problem * p.pad_j :], B[problem * p.pad_i + i :]
+    tiles_i, tiles_j = triton.cdiv(n_i, ROWS), triton.cdiv(p.n_j, COLUMNS)
+    splits = min(tiles_j, triton.cdiv(p.config.programs, blocks * tiles_i))
     j_per_split = triton.cdiv(tiles_j, splits) * COLUMNS
     splits = triton.cdiv(p.n_j, j_per_split)
-    m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=torch.float32)
-    packed = a.is_cuda and torch.version.hip is None and not triton.knobs.runtime.interpret
-    fast_logsumexp_kernel[(p.problems * tiles_i, splits)](
+    m, s = torch.empty((2, splits, n_rows), device=A.device, dtype=torch.float32)
+    fast_logsumexp_kernel[(blocks * tiles_i, splits)](
         A, B, weights, scale, b2, m, s, scores,
-        p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), j_per_split, p.total_i,
-        BI=ROWS, BJ=COLUMNS, BK=UNITS, KEEP=scores is not None, PACKED=packed, STAGES=STAGES,
-        num_warps=WARPS, enable_fp_fusion=True,
+        n_i, p.n_j, p.total_j - problem * p.n_j, p.pad_i, p.pad_j, A.stride(0), j_per_split, n_rows,
+        BI=ROWS, BJ=COLUMNS, BK=UNITS, KEEP=scores is not None, PACKED=not triton.knobs.runtime.interpret,
+        STAGES=STAGES, num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return m, s

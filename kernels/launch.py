@@ -1,24 +1,18 @@
-"""Launch configurations: a plain table per architecture, looked up at launch by the operand's device, untuned."""
+"""Launch configurations: a plain table per architecture, looked up at launch by the operand's device.
+
+The plans here are untuned. A file that ``infobert tune`` measured takes their place where ``use_table`` or, at the
+first launch, the environment variable ``INFOBERT_FAST_LAUNCH_TABLE`` names it; nothing is measured in a run.
+"""
 
 import contextlib
-from typing import NamedTuple
+import functools
+import os
 
 import torch
 
+from .launch_table import Config, Plan, read_table
 
-class Config(NamedTuple):
-    """Sizes of one launch. A column tile is four times as wide as the program has threads."""
-
-    rows: int  # global rows per score program; 16 x 4 scores per thread
-    warps: int  # of a score program
-    programs: int  # as many as fill the chip several times over; decides how far one row's columns are split
-
-
-class Plan(NamedTuple):
-    """Configurations of both regimes of one architecture."""
-
-    short: Config  # rows of fewer than WIDE columns
-    wide: Config
+VARIABLE = "INFOBERT_FAST_LAUNCH_TABLE"
 
 
 WIDE = 2048
@@ -35,12 +29,40 @@ PLANS = {
 DEFAULT = Plan(Config(16, 1, 2048), Config(16, 4, 1024))
 
 
+@functools.cache
+def table():
+    """{capability: Plan} of the file that the environment names, read once; empty where it names none."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return {}
+    try:
+        return read_table(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"`{VARIABLE}` was {path!r}: {error}; unset it to run untuned") from error
+
+
+def use_table(path):
+    """Take the plans of a file from the next launch on, whatever the environment says.
+
+    Raises:
+        ValueError, OSError: as ``read_table``; the plans stay as they were.
+    """
+    plans = read_table(path)
+    current = table()
+    current.clear()
+    current.update(plans)
+
+
+def plan(capability):
+    """The plan of an Nvidia architecture: of the table, of this file, or the default."""
+    return table().get(capability, PLANS.get(capability, DEFAULT))
+
+
 def config(tensor, columns):
     """The configuration for rows of ``columns`` scores on the tensor's device; the default elsewhere, ROCm included."""
-    plan = DEFAULT
-    if tensor.is_cuda and torch.version.hip is None:
-        plan = PLANS.get(torch.cuda.get_device_capability(tensor.device), DEFAULT)
-    return plan.wide if columns >= WIDE else plan.short
+    nvidia = tensor.is_cuda and torch.version.hip is None
+    chosen = plan(torch.cuda.get_device_capability(tensor.device)) if nvidia else DEFAULT
+    return chosen.wide if columns >= WIDE else chosen.short
 
 
 def on_device(tensor):
@@ -51,3 +73,13 @@ def on_device(tensor):
 def threads_per_warp(tensor):
     """64 on AMD's data-centre chips, 32 elsewhere."""
     return 64 if tensor.is_cuda and torch.version.hip is not None else 32
+
+
+def has_packed_half(tensor):
+    """Whether the fast preset's kernels run for this tensor: fp32 or less on Nvidia's sm_80 or later, which have
+    ``fma.rn.relu.f16x2``, and under the interpreter, which runs their plain twins. Elsewhere the preset is exact."""
+    if tensor.dtype == torch.float64:
+        return False
+    if not tensor.is_cuda:
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(tensor.device) >= (8, 0)

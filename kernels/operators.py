@@ -42,31 +42,41 @@ def _(a, b, w2, b2, local_index=None, pair_index=None, chunk_size=None, precisio
 @torch.library.custom_op("infobert_fast::pairwise_mlp_backward", mutates_args=())
 def pairwise_mlp_gradients(
     grad_lse: Tensor, lse: Tensor, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor,
-    local_index: Tensor | None, pair_index: Tensor | None, chunk_size: int | None, need: list[bool],
+    local_index: Tensor | None, pair_index: Tensor | None, chunk_size: int | None, precision: str, need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """``pairwise_mlp_backward`` with an empty tensor where a gradient is not needed."""
     gradients = pairwise_mlp_backward(
-        grad_lse, lse, a, b, w2, b2, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size, need=need
+        grad_lse,
+        lse,
+        a,
+        b,
+        w2,
+        b2,
+        local_index=local_index,
+        pair_index=pair_index,
+        chunk_size=chunk_size,
+        precision=precision,
+        need=need,
     )
     da, db, dw2, db2 = (a.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
     return da, db, dw2, db2
 
 
 @pairwise_mlp_gradients.register_fake
-def _(grad_lse, lse, a, b, w2, b2, local_index, pair_index, chunk_size, need):
+def _(grad_lse, lse, a, b, w2, b2, local_index, pair_index, chunk_size, precision, need):
     return tuple(
         x.new_empty(x.shape) if wanted else a.new_empty((0,)) for x, wanted in zip((a, b, w2, b2), need, strict=True)
     )
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.chunk_size, _ = inputs
+    *tensors, ctx.chunk_size, ctx.precision = inputs
     ctx.save_for_backward(output, *tensors)
 
 
 def _backward(ctx, grad_lse):
     need = list(ctx.needs_input_grad[:4])
-    gradients = pairwise_mlp_gradients(grad_lse, *ctx.saved_tensors, ctx.chunk_size, need)
+    gradients = pairwise_mlp_gradients(grad_lse, *ctx.saved_tensors, ctx.chunk_size, ctx.precision, need)
     return *(g if wanted else None for g, wanted in zip(gradients, need, strict=True)), None, None, None, None
 
 

@@ -12,7 +12,7 @@ below that budget. No float atomics: two runs give the same bits. Chunks of up t
 import torch
 
 from .chunks import LONGEST, chunk_backward, chunk_forward
-from .launch import on_device
+from .launch import has_packed_half, on_device
 from .mask_sums import segment_sum
 from .operands import accumulator
 from .rectangles import problems_of, rectangle_backward, rectangle_forward
@@ -29,11 +29,13 @@ def pairwise_mlp_forward(
     consecutive ``chunk_size`` pairs form a chunk (the last may be shorter) and ``lse`` [P] runs over the pairs of p's
     own chunk. Over no pairs ``lse`` is -inf.
 
-    ``precision`` "exact" is fp32 arithmetic; "fast" rounds ``a + b`` to fp16 and sums hidden units on the tensor
-    cores, over all pairs and chunks longer than ``LONGEST`` (short ones are bound by launches, not arithmetic).
+    ``precision`` "exact" is fp32 arithmetic; "fast" rounds ``a``, ``b`` and their sums to fp16 and sums hidden units on
+    the tensor cores, over all pairs and chunks longer than ``LONGEST`` (short ones are bound by launches, not
+    arithmetic), on chips that have the instructions.
     """
     if precision not in ("exact", "fast"):
         raise ValueError(f'precision is "exact" or "fast", got {precision!r}')
+    fast = precision == "fast" and has_packed_half(a)
     w2, local_index, pair_index = _vectors(w2, local_index, None if chunk_size is None else pair_index)
     p = problems_of(a, b, local_index, chunk_size)
     if p.total_i == 0 or p.total_j == 0:
@@ -41,17 +43,19 @@ def pairwise_mlp_forward(
     with on_device(a):
         if chunk_size is not None and chunk_size <= LONGEST:
             return chunk_forward(a, b, w2, b2, local_index, pair_index, p.total_j, chunk_size)
-        return rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, precision)
+        return rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, fast)
 
 
 def pairwise_mlp_backward(
-    grad_lse, lse, a, b, w2, b2, *, scores=None, local_index=None, pair_index=None, chunk_size=None, need=(True,) * 4
+    grad_lse, lse, a, b, w2, b2,
+    *, scores=None, local_index=None, pair_index=None, chunk_size=None, precision="exact", need=(True,) * 4,
 ):  # fmt: skip
     """(da, db, dw2, db2) in their inputs' shapes and dtypes, None where ``need`` (a, b, w2, b2) says so.
 
     With ``G_ij = grad_i exp(u_ij - lse_i)``: ``da_j = w2 sum_i G_ij 1[a_j + b_i > 0]``, ``db_i`` alike, ``dw2`` from
     the same sums and ``db2 = sum G``. Rows that ``local_index`` or ``pair_index`` repeat receive the sum over their
-    pairs, added in the pairs' order.
+    pairs, added in the pairs' order. ``precision`` is that of the forward pass: "fast" takes the masks of its fp16
+    rows, sums on the tensor cores and accumulates in fp32.
     """
     w2, local_index, pair_index = _vectors(w2, local_index, None if chunk_size is None else pair_index)
     p = problems_of(a, b, local_index, chunk_size)
@@ -64,10 +68,11 @@ def pairwise_mlp_backward(
         return *(x.new_zeros(x.shape) if wanted else None for x, wanted in zip((a, b, w2), need[:3], strict=True)), db2
     if not (need_a or need_b or need_w):
         return None, None, None, db2
+    fast = precision == "fast" and has_packed_half(a)
     grad_lse = grad_lse.contiguous()
     with on_device(a):
         if chunk_size is None or chunk_size > LONGEST:
-            return *rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_index, p, need), db2
+            return *rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_index, p, need, fast), db2
         if scores is None:
             _, scores = chunk_forward(a, b, w2, b2, local_index, pair_index, p.total_j, chunk_size)
         da, db, dw = chunk_backward(grad_lse, a, b, w2, scores, local_index, pair_index, p.total_j, chunk_size, need)

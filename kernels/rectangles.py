@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .fast_scores import fast_partials
-from .launch import Config, config, threads_per_warp
+from .fast_scores import fast_partials, half_operands, launch_scores, power_of_two
+from .fast_sums import fast_mask_sums
+from .launch import config, threads_per_warp
+from .launch_table import Config
 from .mask_sums import finish, mask_sums, sum_buffer
 from .operands import accumulator, centre, operand, slot_order
 from .scores import logsumexp_kernel, merge_kernel, weights_kernel
@@ -31,13 +33,13 @@ class Problems(NamedTuple):
     config: Config
 
 
-def problems_of(a, b, local_index, chunk_size):
+def problems_of(a, b, local_index, chunk_size, choice=None):
     pairs = a.shape[0] if local_index is None else local_index.shape[0]
     if chunk_size is None:
         count, n_i, n_j, total_i = 1, b.shape[0], pairs, b.shape[0]
     else:
         count, n_i, n_j, total_i = triton.cdiv(pairs, chunk_size), min(chunk_size, pairs), min(chunk_size, pairs), pairs
-    choice = config(a, n_j)
+    choice = choice or config(a, n_j)
     tile_j = 4 * threads_per_warp(a) * choice.warps
     pad_i, pad_j = triton.cdiv(n_i, 32) * 32, triton.cdiv(n_j, tile_j) * tile_j
     return Problems(count, n_i, n_j, total_i, pairs, pad_i, pad_j, tile_j, choice)
@@ -68,12 +70,12 @@ def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
     return m, s
 
 
-def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, precision):
+def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, fast):
     """(lse [rows], scores or None)."""
     dtype = accumulator(a)
     keep = keep_scores and p.problems * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
     scores = torch.empty((p.problems, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
-    partials = fast_partials if precision == "fast" and dtype == torch.float32 else exact_partials
+    partials = fast_partials if fast else exact_partials
     m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
     lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
     merge_kernel[(triton.cdiv(p.total_i, 32),)](
@@ -82,12 +84,13 @@ def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, pre
     return lse, scores
 
 
-def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_index, p, need):
+def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_index, p, need, fast):
     """(da, db, dw2), None where not needed."""
     need_a, need_b, need_w, _ = need
     local = a if local_index is None else a.index_select(0, local_index)
     global_ = b if pair_index is None else b.index_select(0, pair_index)
-    sums_a, sums_b = pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need)
+    sums = fast_pair_sums if fast else pair_sums
+    sums_a, sums_b = sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need)
     shift = centre(a, b, lse.dtype)
     da, dw_a = finish(sums_a, local, w2, -shift, a, local_index, need_a, need_w)
     db, dw_b = finish(sums_b, global_, w2, shift, b, pair_index, need_b, need_w)
@@ -96,39 +99,87 @@ def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_in
 
 def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need):
     """ga [splits, P, H] and gb [splits, rows, H] from weights G made block by block; None where not needed."""
-    need_a, need_b, need_w, _ = need
     operands = (None,) * 5 if scores is not None else score_operands(a, b, w2, local_index, pair_index, p)
-    A, B, alpha, beta, bounds = operands
-    # whole problems where one fits the budget, else some rows of one problem
+    blocks, block_problems, block_i = blocks_of(p, lse)
+    weights = torch.empty((2, block_problems * block_i * p.pad_j), device=a.device, dtype=lse.dtype)
+    sums_a, sums_b = sum_buffers(local, global_, block_problems, block_i, p, need, lse.dtype)
+    for problem, count, i, rows in blocks:
+        launch_weights(operands, scores, problem * p.pad_i + i, b2, grad_lse, lse, weights, problem, count, i, rows, p)
+        if sums_a is not None:
+            mask_sums(
+                sums_a, local, global_, weights[0], p.n_j, p.n_i, p.total_j, p.total_i, problem, count,
+                first_r=0, first_k=i, block_r=p.pad_j, block_k=rows, accumulate=i > 0,
+            )  # fmt: skip
+        if sums_b is not None:
+            mask_sums(
+                sums_b, global_, local, weights[1], p.n_i, p.n_j, p.total_i, p.total_j, problem, count,
+                first_r=i, first_k=0, block_r=rows, block_k=p.pad_j, accumulate=False,
+            )  # fmt: skip
+    return sums_a, sums_b
+
+
+def fast_pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need):
+    """As ``pair_sums``, of the rows in fp16 that the fast forward pass saw."""
+    A, B, *_ = operands = half_operands(a, b, w2, local_index, pair_index, p)
+    blocks, block_problems, block_i = blocks_of(p, lse)
+    size = block_problems * block_i * p.pad_j
+    weights = torch.empty((2, 2, size), device=a.device, dtype=torch.float16)
+    block_scores = torch.empty((size if scores is None else 0,), device=a.device, dtype=torch.float32)
+    sums_a, sums_b = sum_buffers(local, global_, block_problems, block_i, p, need, lse.dtype)
+    minus_a, minus_b = (None if sums is None else (-x).t().contiguous() for sums, x in ((sums_b, A), (sums_a, B)))
+    # no weight exceeds its row's gradient: the power of two that brings the largest just below 2 ** 15
+    scale = power_of_two(grad_lse.abs().amax().float(), 14)
+    grad_lse, scale = grad_lse * scale, (1 / scale).reshape(1)
+    for problem, count, i, rows in blocks:
+        u, first_u = scores, problem * p.pad_i + i
+        if scores is None:
+            u, first_u = block_scores, 0
+            launch_scores(operands, b2, p, u, problem, count, i, rows, count * rows)
+        launch_weights((None,) * 5, u, first_u, b2, grad_lse, lse, weights, problem, count, i, rows, p)
+        if sums_a is not None:
+            fast_mask_sums(
+                sums_a, A, minus_b, weights[1], scale, p.n_j, p.n_i, p.total_j, p.total_i, problem, count,
+                first_r=0, first_k=i, pad_r=p.pad_j, pad_k=p.pad_i, block_r=p.pad_j, block_k=rows, accumulate=i > 0,
+            )  # fmt: skip
+        if sums_b is not None:
+            fast_mask_sums(
+                sums_b, B, minus_a, weights[0], scale, p.n_i, p.n_j, p.total_i, p.total_j, problem, count,
+                first_r=i, first_k=0, pad_r=p.pad_i, pad_k=p.pad_j, block_r=rows, block_k=p.pad_j, accumulate=False,
+            )  # fmt: skip
+    return sums_a, sums_b
+
+
+def blocks_of(p, lse):
+    """(blocks, problems, rows of the largest): each block is some problems from ``problem`` on, whole where one fits
+    the budget, else some rows of one problem, as (problem, how many, first row, rows)."""
     row_bytes = 2 * p.pad_j * lse.dtype.itemsize
     block_i = min(p.pad_i, max(BLOCK_BYTES // row_bytes // 32, 1) * 32)
     block_problems = min(p.problems, max(BLOCK_BYTES // (row_bytes * p.pad_i), 1))
-    weights = torch.empty((2, block_problems * block_i * p.pad_j), device=a.device, dtype=lse.dtype)
-    sums_a = (
-        sum_buffer(local, p.n_j, block_i, block_problems, p.config.programs, lse.dtype) if need_a or need_w else None
-    )
-    sums_b = (
-        sum_buffer(global_, block_i, p.n_j, block_problems, p.config.programs, lse.dtype) if need_b or need_w else None
-    )
-    for problem in range(0, p.problems, block_problems):
-        blocks = min(block_problems, p.problems - problem)
-        for i in range(0, p.pad_i, block_i):
-            rows = min(block_i, p.pad_i - i)
-            weights_kernel[(blocks * rows // p.config.rows, p.pad_j // p.tile_j)](
-                A, B, alpha, beta, b2, bounds, scores, grad_lse, lse, weights[0], weights[1],
-                p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j,
-                A.stride(0) if A is not None else 0, B.stride(0) if B is not None else 0, p.total_i, problem, i, rows,
-                BI=p.config.rows, BL=p.tile_j // 4, KEPT=scores is not None,
-                num_warps=p.config.warps, enable_fp_fusion=True,
-            )  # fmt: skip
-            if sums_a is not None:
-                mask_sums(
-                    sums_a, local, global_, weights[0], p.n_j, p.n_i, p.total_j, p.total_i, problem, blocks,
-                    first_r=0, first_k=i, block_r=p.pad_j, block_k=rows, accumulate=i > 0,
-                )  # fmt: skip
-            if sums_b is not None:
-                mask_sums(
-                    sums_b, global_, local, weights[1], p.n_i, p.n_j, p.total_i, p.total_j, problem, blocks,
-                    first_r=i, first_k=0, block_r=rows, block_k=p.pad_j, accumulate=False,
-                )  # fmt: skip
+    blocks = [
+        (problem, min(block_problems, p.problems - problem), i, min(block_i, p.pad_i - i))
+        for problem in range(0, p.problems, block_problems)
+        for i in range(0, p.pad_i, block_i)
+    ]
+    return blocks, block_problems, block_i
+
+
+def sum_buffers(local, global_, block_problems, block_i, p, need, dtype):
+    """Sums over pairs for local and for global rows, None where neither rows nor w2 need them."""
+    need_a, need_b, need_w, _ = need
+    programs = p.config.programs
+    sums_a = sum_buffer(local, p.n_j, block_i, block_problems, programs, dtype) if need_a or need_w else None
+    sums_b = sum_buffer(global_, block_i, p.n_j, block_problems, programs, dtype) if need_b or need_w else None
     return sums_a, sums_b
+
+
+def launch_weights(operands, scores, first_u, b2, grad_lse, lse, weights, problem, count, i, rows, p):
+    """Fill ``weights`` [2, size], or [2, 2, size] in fp16, for one block; ``operands`` where there are no scores."""
+    A, B, alpha, beta, bounds = operands
+    weights_kernel[(count * rows // p.config.rows, p.pad_j // p.tile_j)](
+        A, B, alpha, beta, b2, bounds, scores, grad_lse, lse, weights[0], weights[1],
+        p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j,
+        A.stride(0) if A is not None else 0, B.stride(0) if B is not None else 0, p.total_i,
+        problem, i, first_u, rows, weights.shape[-1],
+        BI=p.config.rows, BL=p.tile_j // 4, KEPT=scores is not None, HALVES=weights.dtype == torch.float16,
+        num_warps=p.config.warps, enable_fp_fusion=True,
+    )  # fmt: skip

@@ -131,20 +131,34 @@ def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: 
 
 
 @triton.jit
-def store_weights(u, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j, n_valid, pad_j, block_i):
+def store_weights(
+    u, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j, n_valid, pad_j, block_i, plane, HALVES: tl.constexpr,
+):  # fmt: skip
     g = grad[:, None] * tl.exp(u + shift[:, None])
     g = tl.where(m_i[:, None] & (o_j < n_valid)[None, :], g, 0.0)
-    tl.store(g_ptr + o_l[:, None] * pad_j + o_j[None, :], g)
-    tl.store(gt_ptr + o_l[:, None] + o_j[None, :] * block_i, g)
+    o_g = o_l[:, None] * pad_j + o_j[None, :]
+    o_gt = o_l[:, None] + o_j[None, :] * block_i
+    if HALVES:
+        # fp16 and its rounding remainder, in two planes
+        high = g.to(tl.float16)
+        low = (g - high.to(tl.float32)).to(tl.float16)
+        tl.store(g_ptr + o_g, high)
+        tl.store(g_ptr + plane + o_g, low)
+        tl.store(gt_ptr + o_gt, high)
+        tl.store(gt_ptr + plane + o_gt, low)
+    else:
+        tl.store(g_ptr + o_g, g)
+        tl.store(gt_ptr + o_gt, g)
 
 
 @triton.jit
 def weights_kernel(
     a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, u_ptr, grad_ptr, lse_ptr, g_ptr, gt_ptr,
-    n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, n_rows, first_problem, first_i, block_i,
-    BI: tl.constexpr, BL: tl.constexpr, KEPT: tl.constexpr,
+    n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, n_rows, first_problem, first_i, first_u, block_i, plane,
+    BI: tl.constexpr, BL: tl.constexpr, KEPT: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """G_ij = grad_i exp(u_ij - lse_i) of a block of rows, written [i, j] and [j, i]; zero outside the problem."""
+    """G_ij = grad_i exp(u_ij - lse_i) of a block of rows, written [i, j] and [j, i]; zero outside the problem. Kept
+    scores of this block start at row ``first_u``."""
     tiles = block_i // BI
     i_tile, j_tile, i_block = tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(0) // tiles
     i_problem = (first_problem + i_block).to(tl.int64)
@@ -159,7 +173,7 @@ def weights_kernel(
     g_ptr += i_block * block_i * pad_j
     gt_ptr += i_block * block_i * pad_j
     if KEPT:
-        u_ptrs = u_ptr + (i_problem * pad_i + o_i)[:, None] * pad_j + o_j[None, :]
+        u_ptrs = u_ptr + (i_block.to(tl.int64) * pad_i + first_u + o_l)[:, None] * pad_j + o_j[None, :]
         m_u = m_i[:, None]
         u0 = tl.load(u_ptrs, mask=m_u, other=0.0)
         u1 = tl.load(u_ptrs + BL, mask=m_u, other=0.0)
@@ -176,7 +190,7 @@ def weights_kernel(
         u2 += tl.load(alpha_ptr + o_j + 2 * BL)[None, :]
         u3 += tl.load(alpha_ptr + o_j + 3 * BL)[None, :]
         shift = tl.load(beta_ptr + i_problem * pad_i + o_i) + tl.load(b2_ptr).to(lse.dtype) - lse
-    store_weights(u0, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j, n_valid, pad_j, block_i)
-    store_weights(u1, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + BL, n_valid, pad_j, block_i)
-    store_weights(u2, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + 2 * BL, n_valid, pad_j, block_i)
-    store_weights(u3, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + 3 * BL, n_valid, pad_j, block_i)
+    store_weights(u0, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u1, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + BL, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u2, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + 2 * BL, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u3, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + 3 * BL, n_valid, pad_j, block_i, plane, HALVES)

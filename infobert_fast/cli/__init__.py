@@ -18,12 +18,13 @@ USAGE = """usage: infobert COMMAND ...
   attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
   explain MODEL TEXT ...                    useless, anchored and non-robust tokens, in the terminal and on a page
   bench [SUITE ...]                         the benchmarks, side by side with their baselines
+  tune TABLE.json                           time the kernels' launch configurations on this machine's GPU
 
 `infobert COMMAND --help` lists a command's arguments. Launch training on several GPUs with
 `torchrun --nproc_per_node N -m infobert_fast.cli train CONFIG.yaml ...`, or with
 `deepspeed --module infobert_fast.cli train CONFIG.yaml --deepspeed zero2 ...`."""
 
-COMMANDS = ("train", "evaluate", "attack", "explain", "bench")  # each a module of this package
+COMMANDS = ("train", "evaluate", "attack", "explain", "bench", "tune")  # each a module of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,7 +39,7 @@ class _PairwiseMlpLogsumexp(torch.autograd.Function):
             keep_scores=any(ctx.needs_input_grad[:3]),
         )
         ctx.save_for_backward(lse, a, b, w2, b2, scores, local_index, pair_index)
-        ctx.chunk_size = chunk_size
+        ctx.chunk_size, ctx.precision = chunk_size, precision
         return lse
 
     @staticmethod
@@ -59,6 +59,7 @@ class _PairwiseMlpLogsumexp(torch.autograd.Function):
             local_index=local_index,
             pair_index=pair_index,
             chunk_size=ctx.chunk_size,
+            precision=ctx.precision,
             need=ctx.needs_input_grad[:4],
         )
         return (*gradients, None, None, None, None)

@@ -2,10 +2,11 @@
 
 from aot import only, typed
 
-from infobert_fast.kernels import chunk_bound, chunks, fast_scores, mask_sums, operands, scores
+from infobert_fast.kernels import chunk_bound, chunks, fast_scores, fast_sums, mask_sums, operands, scores
 
 # the one instruction that each pair-unit has
-ABS_ADD, MASKED_ADD, PACKED_RELU = r"FADD2? [^;]*\|", r"FFMA2? ", r"HFMA2\.RELU"
+ABS_ADD, MASKED_ADD = r"FADD2? [^;]*\|", r"FFMA2? "
+PACKED_RELU, PACKED_MASK = r"HFMA2\.RELU", r"HSET2"
 CHUNK_RELU, CHUNK_MASK = r"FMNMX", r"FSET"
 
 
@@ -19,9 +20,11 @@ def variants():
             kernel, tile = scores.logsumexp_kernel, {"BL": 32 * warps, "KEEP": keep}
             yield f"logsumexp, {warps} warps, keep={keep}", kernel, only(kernel, score | tile), warps, ABS_ADD
         for kept in (True, False):
-            kernel, tile = scores.weights_kernel, {"BL": 32 * warps, "KEPT": kept}
+            kernel, tile = scores.weights_kernel, {"BL": 32 * warps, "KEPT": kept, "HALVES": False}
             unit = None if kept else ABS_ADD
             yield f"weights, {warps} warps, kept={kept}", kernel, only(kernel, score | tile), warps, unit
+        halves = tile | {"KEPT": True, "HALVES": True, "g_ptr": "*fp16:16", "gt_ptr": "*fp16:16", "plane": "i32:16"}
+        yield f"weights, {warps} warps, halves", kernel, only(kernel, score | halves), warps, None
     for keep in (True, False):
         half = dict.fromkeys(("a_ptr", "b_ptr", "w_ptr"), "*fp16:16")
         sizes = {
@@ -33,6 +36,15 @@ def variants():
         kernel, switches = fast_scores.fast_logsumexp_kernel, {"KEEP": keep, "PACKED": True, "row_step": "i32:16"}
         arguments = only(kernel, score | half | sizes | switches)
         yield f"fast_logsumexp, keep={keep}", kernel, arguments, fast_scores.WARPS, PACKED_RELU
+    for accumulate in (True, False):
+        kernel = fast_sums.fast_mask_sum_kernel
+        halves = dict.fromkeys(("x_ptr", "minus_y_ptr", "g_ptr"), "*fp16:16")
+        steps = ("row_step", "unit_step", "pad_r", "pad_k", "block_r", "block_k", "g_plane", "k_per_split", "first_k")
+        sums = typed(
+            kernel, **halves, **dict.fromkeys(steps, "i32:16"), BR=fast_sums.ROWS, BH=fast_sums.UNITS,
+            BK=fast_sums.PAIRS, ACCUMULATE=accumulate, PACKED=True, STAGES=fast_sums.STAGES,
+        )  # fmt: skip
+        yield f"fast_mask_sum, accumulate={accumulate}", kernel, sums, fast_sums.WARPS, PACKED_MASK
     yield "merge", scores.merge_kernel, typed(scores.merge_kernel, BR=32, BK=32), 4, None
     segment = typed(mask_sums.segment_sum_kernel, order_ptr="*i64:16", start_ptr="*i64:16", BP=16, BH=64)
     yield "segment_sum", mask_sums.segment_sum_kernel, segment, 1, None
