@@ -133,6 +133,14 @@ def product(a, b, dtype):
     return torch.mm(a.to(dtype), b.to(dtype))
 
 
+def accumulate(out, a, b):
+    """out += a b, in one pass over ``out`` where no dtype is changed."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out += product(a, b, out.dtype)
+
+
 def running(n, tiles, like, dtype):
     """(maximum, sum) [1 + tiles, n] whose slot 0, what was summed so far, is exp(-inf): nothing."""
     m, s = (torch.empty((1 + tiles, n), device=like.device, dtype=dtype) for _ in range(2))
@@ -217,9 +225,9 @@ def separable_backward(
                 num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if need_x:
-                sum_x[j] += product(w.t(), y[i], dtype)
+                accumulate(sum_x[j], w.t(), y[i])
             if sums_y:
-                sum_y[i] += product(w, x[j], dtype)
+                accumulate(sum_y[i], w, x[j])
             del u, w
         dscale = None
         if need_scale:

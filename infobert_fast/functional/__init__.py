@@ -6,9 +6,9 @@ Every function computes what its namesake in :mod:`infobert_fast.reference` stat
 * ``"auto"``: Triton kernels where tensors are on a GPU and Triton is there, PyTorch otherwise;
 * ``"triton"``: the kernels, or an error that says why not;
 * ``"torch"``: factorised PyTorch with bounded memory, on any device;
-* ``"compiled"``: the same with its inner loops through ``torch.compile``, three to four times as fast on a CPU; needs a
-  C++ compiler there. The first call of a process compiles, for half a minute or, from torch's cache on disk, seconds.
-  For the bounds with the concatenating critic;
+* ``"compiled"``, for the bounds with the concatenating critic: the same with its inner loops through ``torch.compile``.
+  On a CPU it needs a C++ compiler, and the first call of a process takes seconds or, where torch's cache on disk is
+  empty, up to half a minute;
 * ``"reference"``: the literal specification.
 
 Bounds are in nats. Half-precision inputs are accumulated in float32 and the bound is returned in float32.

@@ -65,7 +65,8 @@ def test_gradcheck(chunk_size):
 
 def functions_of_a_row():
     """Functions with hand-written gradients, of one matrix."""
-    a, b, w2, b2 = (tensor.float() for tensor in primitive_inputs(5, 4, hidden=6))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b, w2, b2 = (tensor.float().to(device) for tensor in primitive_inputs(5, 4, hidden=6))
     kernels = {"implementation": "triton"}
     return {
         "torch": lambda x: pairwise_mlp_logsumexp(x, b, w2, b2),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from infobert_fast import reference
 from infobert_fast.functional import dot_blocks, separable_info_nce
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the kernels run in Triton's interpreter
 CRITICS = ["dot", "cosine", "bilinear"]
 KERNELS = pytest.mark.skipif(torch.cuda.is_available(), reason="float64 runs under the interpreter only")
 IMPLEMENTATIONS = ["torch", pytest.param("triton", marks=KERNELS)]
@@ -25,11 +26,15 @@ def operands(critic: str, rows: int, distinct: int, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=F64)
+        return torch.randn(*shape, generator=generator, dtype=F64).to(DEVICE)
 
     y_dim = 5 if critic == "bilinear" else 7
-    inputs = [normal(rows, 7), normal(distinct, y_dim), torch.tensor(1.7, dtype=F64)]
+    inputs = [normal(rows, 7), normal(distinct, y_dim), torch.tensor(1.7, dtype=F64, device=DEVICE)]
     return [*inputs, 0.2 * normal(7, 5)] if critic == "bilinear" else inputs
+
+
+def device_indices(*arguments):
+    return tuple(index.to(DEVICE) for index in indices(*arguments))
 
 
 def bound_of(function, critic: str, **options):
@@ -47,7 +52,7 @@ def bound_of(function, critic: str, **options):
 @pytest.mark.parametrize(("critic", "pairs"), [("dot", 33), ("cosine", 33), ("bilinear", 33), ("dot", 2), ("dot", 130)])
 def test_equals_the_oracle(critic, pairs, indexed, symmetric, implementation):
     rows, distinct = (pairs // 2 + 1, pairs // 8 + 1) if indexed else (pairs, pairs)
-    index = indices(pairs, rows, distinct) if indexed else (None, None)
+    index = device_indices(pairs, rows, distinct) if indexed else (None, None)
     options = {"local_index": index[0], "pair_index": index[1], "symmetric": symmetric}
     inputs = operands(critic, rows, distinct)
     got = value_and_grads(bound_of(separable_info_nce, critic, implementation=implementation, **options), inputs)
@@ -65,7 +70,7 @@ def test_pairs_of_one_label_are_no_negatives(labels, symmetric, implementation):
         "all": torch.zeros(pairs, dtype=torch.int64),
         "none": torch.randperm(pairs, generator=torch.Generator().manual_seed(0)),
     }[labels]
-    options = {"labels": given_labels, "symmetric": symmetric, "pair_index": indices(pairs, 9, 9)[1]}
+    options = {"labels": given_labels.to(DEVICE), "symmetric": symmetric, "pair_index": device_indices(pairs, 9, 9)[1]}
     inputs = operands("dot", pairs, 9)
     got = value_and_grads(bound_of(separable_info_nce, "dot", implementation=implementation, **options), inputs)
     if labels == "all":
@@ -93,7 +98,7 @@ def test_blocks_of_any_size_give_the_same_result(monkeypatch, scores, implementa
             ]
             assert sorted(cells) == list(itertools.product(range(i), range(j))), name
             assert all((r.stop - r.start) * (c.stop - c.start) <= scores for r, c in cut(i, j))
-    labels = torch.tensor([0, 1, 2, 3] * 3 + [0, 0])
+    labels = torch.tensor([0, 1, 2, 3] * 3 + [0, 0], device=DEVICE)
     options = {"labels": labels, "symmetric": True}
     inputs = operands("dot", 14, 14)
     got = value_and_grads(bound_of(separable_info_nce, "dot", implementation=implementation, **options), inputs)
@@ -122,14 +127,15 @@ def test_is_no_worse_than_eager(critic, dtype, implementation):
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
 def test_small_weights_survive_half_precision(implementation):
     """512 pairs of near-equal scores, a loss of 5e-3 of the bound: weights of 2e-8 are below fp16's smallest number."""
-    inputs = [*(0.1 * operands("dot", 512, 512, seed)[0] for seed in range(2)), torch.tensor(1.0, dtype=F64)]
+    inputs = [0.1 * operands("dot", 512, 512, seed)[0] for seed in range(2)]
+    inputs.append(torch.tensor(1.0, device=DEVICE))
     inputs = [tensor.half().float() for tensor in inputs]
 
     def loss(function, **options):
         bound = bound_of(function, "dot", **options)
         return lambda *tensors: 5e-3 * bound(*tensors)
 
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(DEVICE, torch.float16):
         got = value_and_grads(loss(separable_info_nce, implementation=implementation), inputs, torch.float32)
     exact = value_and_grads(loss(reference.separable_info_nce), inputs, F64)
     assert_same(got[1:3], exact[1:3], tolerance=2e-3)
@@ -147,7 +153,7 @@ def test_dtypes_of_value_and_gradients(dtype, implementation):
 def test_autocast_takes_products_in_its_dtype():
     inputs = [tensor.float() for tensor in operands("cosine", 40, 40)]
     bound = bound_of(separable_info_nce, "cosine", symmetric=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         rounded = value_and_grads(bound, inputs, torch.float32)
         mixed = bound(inputs[0].bfloat16(), *inputs[1:])
     assert all(tensor.dtype == torch.float32 for tensor in rounded)
@@ -161,7 +167,7 @@ def test_autocast_takes_products_in_its_dtype():
 def test_it_is_the_loss_of_clip_and_of_simcse():
     image, text, scale = (tensor.float() for tensor in operands("cosine", 24, 24))
     logits = scale * torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).t()
-    own = torch.arange(24)
+    own = torch.arange(24, device=DEVICE)
     losses = [torch.nn.functional.cross_entropy(table, own) for table in (logits.t(), logits)]
     bound = bound_of(separable_info_nce, "cosine")
     torch.testing.assert_close(math.log(24) - bound(image, text, scale), losses[0])
@@ -172,10 +178,12 @@ def test_it_is_the_loss_of_clip_and_of_simcse():
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
 def test_large_scores_neither_overflow_nor_vanish(implementation):
     """Scores of +-1,000 under one maximum for a tile's rows and columns would be exp(-2000) = 0."""
-    x = torch.diag(torch.linspace(-30, 30, 9))
+    x = torch.diag(torch.linspace(-30, 30, 9, device=DEVICE))
     bound = bound_of(separable_info_nce, "dot", implementation=implementation, symmetric=True)
-    got = value_and_grads(bound, [x, x, torch.tensor(1.1)], torch.float32)
-    exact = value_and_grads(bound_of(reference.separable_info_nce, "dot", symmetric=True), [x, x, torch.tensor(1.1)])
+    got = value_and_grads(bound, [x, x, torch.tensor(1.1, device=DEVICE)], torch.float32)
+    exact = value_and_grads(
+        bound_of(reference.separable_info_nce, "dot", symmetric=True), [x, x, torch.tensor(1.1, device=DEVICE)]
+    )
     assert_same(got, exact, tolerance=1e-5)
 
 
@@ -196,7 +204,7 @@ def test_nan_in_gives_nan_out(poison, position, implementation):
 def test_two_runs_give_the_same_bits_and_leave_inputs_as_they_were(implementation):
     inputs = [tensor.float() for tensor in operands("dot", 200, 7)]
     copies = [tensor.clone() for tensor in inputs]
-    pair_index = indices(200, 7, 7)[1]
+    pair_index = device_indices(200, 7, 7)[1]
     bound = bound_of(separable_info_nce, "dot", implementation=implementation, symmetric=True, pair_index=pair_index)
     runs = [value_and_grads(bound, inputs, torch.float32) for _ in range(3)]
     for run in runs[1:]:
@@ -228,10 +236,10 @@ def test_memory_is_that_of_a_block(monkeypatch):
             return out
 
     inputs = [normal[:, :5] for normal in operands("dot", 200, 200)[:2]]
+    inputs.append(torch.tensor(1.7, dtype=F64, device=DEVICE))
+    labels = torch.arange(200, device=DEVICE) // 2
     with Watch():
-        value_and_grads(bound_of(separable_info_nce, "dot", labels=torch.arange(200) // 2, symmetric=True), [
-            *inputs, torch.tensor(1.7, dtype=F64)
-        ])  # fmt: skip
+        value_and_grads(bound_of(separable_info_nce, "dot", labels=labels, symmetric=True), inputs)
     assert max(sizes) == 1600
 
 
@@ -262,7 +270,7 @@ def test_compiles_without_a_graph_break(implementation):
         return graph.forward
 
     inputs = [tensor.float() for tensor in operands("cosine", 9, 9)]
-    labels = torch.arange(9) // 2
+    labels = torch.arange(9, device=DEVICE) // 2
     bound = bound_of(separable_info_nce, "cosine", implementation=implementation, symmetric=True, labels=labels)
     compiled = torch.compile(bound, backend=backend, fullgraph=True)
     assert_same(value_and_grads(compiled, inputs), value_and_grads(bound, inputs), tolerance=1e-6)
@@ -280,8 +288,8 @@ def test_compiles_without_a_graph_break(implementation):
 )
 def test_equals_the_oracle_for_any_shape(pairs, symmetric, critic, classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    labels = None if classes is None else torch.randint(classes, (pairs,), generator=generator)
-    local_index, pair_index = indices(pairs, 5, 4, seed)
+    labels = None if classes is None else torch.randint(classes, (pairs,), generator=generator).to(DEVICE)
+    local_index, pair_index = device_indices(pairs, 5, 4, seed)
     options = {"symmetric": symmetric, "labels": labels, "local_index": local_index, "pair_index": pair_index}
     inputs = operands(critic, 5, 4, seed)
     got = value_and_grads(bound_of(separable_info_nce, critic, **options), inputs)
