@@ -148,14 +148,9 @@ def _columns(source: Source, task: Task, there: Sequence[str]) -> tuple[str, ...
             return layout
     nested = source.path.removesuffix(".gz").endswith(".json") and source.field is None
     hint = "; for a list nested in the document set field" if nested else ""
-    for argument, column in zip(("premise", "hypothesis", "label"), _argument_order(layouts[0]), strict=False):
-        if column is not None and column not in there:
-            raise ValueError(f"{source.where} has no field {argument}={column!r}; it has {list(there)}{hint}")
-    raise AssertionError("unreachable")
-
-
-def _argument_order(layout: tuple[str, ...]) -> tuple[str | None, str | None, str]:
-    return (layout[0], layout[1] if len(layout) == 3 else None, layout[-1])
+    arguments = (*("premise", "hypothesis")[: len(task.texts)], "label")
+    argument, column = next(pair for pair in zip(arguments, layouts[0], strict=True) if pair[1] not in there)
+    raise ValueError(f"{source.where} has no field {argument}={column!r}; it has {list(there)}{hint}")
 
 
 def _examples(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from infobert_fast.data.labels import label_table
+from infobert_fast.data.labels import fold
 from infobert_fast.data.tasks import Task
 
 __all__ = ["head_order", "reorder_head", "set_labels"]
@@ -17,15 +17,11 @@ def head_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
 
     ``LABEL_0``, ``LABEL_1``, ... and names of which one is unknown tell nothing: None.
     """
-    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
-    if len(names) != len(task.labels):
+    names = [name for _, name in sorted((config.id2label or {}).items())]
+    found = [task.words.get(fold(name), -1) for name in names]
+    if sorted(found) != list(range(len(task.labels))):
         return None
-    table = label_table(None, names, task.words) if not all(name.startswith("LABEL_") for name in names) else {}
-    # The table also answers a number by itself where its name is unknown: no name, no order.
-    if any(name.strip().lower() not in task.words for name in names):
-        return None
-    order = {label: output for output in range(len(names)) if (label := table.get(str(output))) is not None}
-    return [order[label] for label in range(len(names))] if len(order) == len(names) else None
+    return [found.index(label) for label in range(len(found))]
 
 
 def set_labels(config: PreTrainedConfig, task: Task) -> None:

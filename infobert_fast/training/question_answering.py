@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -66,6 +67,10 @@ class QuestionAnsweringTrainer(InfoBertTrainer):
         return super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """In order, as the answers are read; the Trainer's groups by length where training does."""
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _score(self, prediction: EvalPrediction) -> dict[str, float]:
         part = self._questions[self._evaluated]
