@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from infobert_fast import checks, functional
@@ -63,10 +62,15 @@ class FreeLB:
         """Whether any pass sees a perturbation other than zero."""
         return self.adv_steps > 1 or self.adv_init_mag > 0
 
-    def start(self, embeddings: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
-        """The first delta, ``[batch, length, d]``: a function of ``seed`` that leaves the default generators alone."""
-        generator = torch.Generator(device=embeddings.device).manual_seed(seed)
-        return functional.freelb_init(embeddings, attention_mask, self.adv_init_mag, self.norm_type, generator)
+    def start(
+        self, embeddings: Tensor, attention_mask: Tensor, seed: int, sentence_ids: Tensor | None = None
+    ) -> Tensor:
+        """The first delta, ``[batch, length, d]``: a sentence's is a function of ``seed`` and its id (its place in the
+        batch where ``sentence_ids`` is None), the same on every device; the generators are left alone.
+        """
+        return functional.freelb_init(
+            embeddings, attention_mask, self.adv_init_mag, self.norm_type, seed=seed, sentence_ids=sentence_ids
+        )
 
     def ascend(self, delta: Tensor, grad: Tensor, attention_mask: Tensor) -> Tensor:
         """The next delta, up the gradient of the loss."""

@@ -8,6 +8,7 @@ symbols follow InfoBERT (Wang et al., ICLR 2021, arXiv 2010.02329) and CLUB (Che
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ __all__ = [
     "anchor_indices",
     "club",
     "club_sampled",
+    "counter_uniform",
     "donsker_varadhan",
     "freelb_init",
     "freelb_step",
@@ -27,6 +29,7 @@ __all__ = [
     "leave_one_out",
     "nwj",
     "pairwise_mlp_logsumexp",
+    "philox4x32",
     "select_anchors",
     "separable_info_nce",
     "variational_upper_bound",
@@ -245,15 +248,51 @@ def anchor_indices(grad: Tensor, attention_mask: Tensor, cl: float = 0.5, ch: fl
     return torch.tensor(flat, dtype=torch.int64, device=grad.device)
 
 
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Philox4x32-10 (Salmon et al. 2011): four 32-bit words from a counter of four and a key of two."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        product0, product1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [product1 >> 32 ^ c[1] ^ k[0], product1 % 2**32, product0 >> 32 ^ c[3] ^ k[1], product0 % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def counter_uniform(seed: int, sentence_id: int, token: int, channel: int) -> float:
+    """``(2 k + 1) 2^-23 - 1`` in (-1, 1), with k the upper 23 bits of word ``channel % 4`` of the Philox counter
+    ``(channel // 4, token, sentence id, sentence id >> 32)`` under the seed's two words.
+    """
+    counter = (channel // 4, token, sentence_id % 2**32, (sentence_id >> 32) % 2**32)
+    word = philox4x32(counter, (seed % 2**32, (seed >> 32) % 2**32))[channel % 4]
+    return (2 * (word >> 9) + 1) * 2.0**-23 - 1
+
+
 def freelb_init(
     embeddings: Tensor,
     attention_mask: Tensor,
     adv_init_mag: float,
     norm_type: str = "l2",
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    sentence_ids: Tensor | None = None,
 ) -> Tensor:
-    """l2: ``U(-1, 1) * mask * mag / sqrt(len_i * d)`` per sentence i; linf: ``U(-mag, mag) * mask``."""
-    delta = torch.rand(embeddings.shape, dtype=embeddings.dtype, device=embeddings.device, generator=generator) * 2 - 1
+    """l2: ``U(-1, 1) * mask * mag / sqrt(len_i * d)`` per sentence i; linf: ``U(-mag, mag) * mask``.
+
+    U is drawn from ``generator`` or, with ``seed``, is ``counter_uniform(seed, id_i, t, h)`` at the sentence's t-th
+    token and channel h, ``id_i`` being i where ``sentence_ids`` is None.
+    """
+    if seed is None:
+        delta = (
+            torch.rand(embeddings.shape, dtype=embeddings.dtype, device=embeddings.device, generator=generator) * 2 - 1
+        )
+    else:
+        delta = torch.zeros_like(embeddings, requires_grad=False)
+        for i in range(len(delta)):
+            sentence_id = i if sentence_ids is None else int(sentence_ids[i])
+            for token, position in enumerate(attention_mask[i].bool().nonzero().flatten().tolist()):
+                draws = [counter_uniform(seed, sentence_id, token, h) for h in range(embeddings.shape[-1])]
+                delta[i, position] = torch.tensor(draws, dtype=delta.dtype)
     for i in range(len(delta)):
         scale = adv_init_mag
         if norm_type == "l2":

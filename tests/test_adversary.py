@@ -22,8 +22,9 @@ def embeddings():
 
 @pytest.mark.parametrize("norm_type", ["l2", "linf"])
 def test_the_start_has_its_magnitude_and_spares_padding(embeddings, mask, norm_type):
-    delta = FreeLB(adv_init_mag=0.3, norm_type=norm_type).start(embeddings, mask, seed=5)
-    expected = reference.freelb_init(embeddings, mask, 0.3, norm_type, torch.Generator().manual_seed(5))
+    ids = torch.tensor([7, 2**35, 0])
+    delta = FreeLB(adv_init_mag=0.3, norm_type=norm_type).start(embeddings, mask, seed=5, sentence_ids=ids)
+    expected = reference.freelb_init(embeddings, mask, 0.3, norm_type, seed=5, sentence_ids=ids)
     torch.testing.assert_close(delta, expected, atol=1e-12, rtol=0)
     assert not delta[mask == 0].any()
     assert delta[mask == 1].all()

@@ -300,6 +300,36 @@ def naive_step(delta: list, grad: list, mask: list, lr: float, max_norm: float, 
     return moved
 
 
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_philox_gives_its_authors_known_answers(counter, key, expected):
+    """Random123's vectors for philox4x32-10."""
+    assert [f"{word:08x}" for word in reference.philox4x32(counter, key)] == expected.split()
+
+
+def test_a_seeded_start_is_a_function_of_seed_sentence_token_and_channel():
+    mask = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    delta = reference.freelb_init(
+        torch.zeros(2, 3, 5, dtype=F64), mask, 0.3, "linf", seed=-3, sentence_ids=torch.tensor([2**32 + 1, 8])
+    )
+    # the words of the seed -3, the counter's of the first sentence's second token
+    words = reference.philox4x32([1, 1, 1, 1], [2**32 - 3, 2**32 - 1])
+    close(delta[0, 2, 4], 0.3 * ((2 * (words[0] >> 9) + 1) / 2**23 - 1))
+    close(delta[1, 0, 1], 0.3 * reference.counter_uniform(-3, 8, 0, 1))
+    assert not delta[mask == 0].any()
+
+
 @pytest.mark.parametrize("norm_type", ["l2", "linf"])
 @pytest.mark.parametrize("max_norm", [0.0, 0.05, 100.0])
 @pytest.mark.parametrize("grad_scale", [1.0, 1e-12, 0.0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from infobert_fast import checks, reference
+from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
 
 __all__ = ["anchor_counts", "anchor_indices", "select_anchors"]
@@ -45,8 +46,11 @@ def select_anchors(
     Source: InfoBERT, algorithm 1, as its authors' trainer computes it (there with an unstable sort).
     """
     _check(grad, attention_mask, cl, ch, validate)
-    if choose(implementation, grad, kernel=False) == "reference":
+    chosen = choose(implementation, grad, kernel=True)
+    if chosen == "reference":
         return reference.select_anchors(grad, attention_mask, cl, ch)
+    if chosen == "triton":
+        return fused_regularizers.select_anchors(grad, attention_mask, cl, ch)
     order = _ascending(grad, attention_mask)
     n = attention_mask.bool().sum(dim=1, keepdim=True).to(torch.float64)
     rank = torch.arange(order.shape[1], device=order.device)
@@ -73,7 +77,8 @@ def anchor_indices(
         ValueError: as :func:`select_anchors`, and for ``lengths`` that are not the mask's counts.
     """
     _check(grad, attention_mask, cl, ch, validate)
-    if choose(implementation, grad, kernel=False) == "reference":
+    chosen = choose(implementation, grad, kernel=True)
+    if chosen == "reference":
         return reference.anchor_indices(grad, attention_mask, cl, ch)
     batch, length = attention_mask.shape
     if lengths is None:
@@ -86,6 +91,9 @@ def anchor_indices(
         raise ValueError(
             f"`lengths` was {list(lengths)}; `attention_mask` counts {attention_mask.bool().sum(1).tolist()} tokens"
         )
+    if chosen == "triton":
+        count = sum(math.ceil(n * ch) - math.ceil(n * cl) for n in lengths)
+        return fused_regularizers.anchor_indices(grad, attention_mask, cl, ch, int(count))
     starts, counts = anchor_counts(lengths, cl, ch)
     sentence = np.repeat(np.arange(batch), counts)
     within = np.arange(len(sentence)) - np.repeat(np.cumsum(counts) - counts, counts)

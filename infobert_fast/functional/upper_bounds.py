@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import checks, reference
+from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
 from infobert_fast.functional.once import first_order
 
@@ -70,10 +71,13 @@ def club(
 
     Source: CLUB (Cheng et al. 2020) as used by InfoBERT, section 3.2.
     """
-    rows, keep = _rows(y, mask, validate)
-    if choose(implementation, y, kernel=False) == "reference":
+    rows, flat = _rows(y, mask, validate)
+    chosen = choose(implementation, y, kernel=True)
+    if chosen == "reference":
         return reference.club(y, mask)
-    return _Club.apply(rows, keep)
+    if chosen == "triton":
+        return fused_regularizers.club(rows, flat)
+    return _Club.apply(rows, _column(flat))
 
 
 def club_sampled(
@@ -95,13 +99,17 @@ def club_sampled(
     Raises:
         TypeError, ValueError, IndexError: for an index or mask that does not fit.
     """
-    rows, keep = _rows(y, mask, validate)
+    rows, flat = _rows(y, mask, validate)
     index = index.reshape(-1)
     checks.index("index", index, rows.shape[0], "y", rows.device, validate=validate)
     if index.shape[0] != rows.shape[0]:
         raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {rows.shape[0]} rows; give one for each row")
-    if choose(implementation, y, kernel=False) == "reference":
+    chosen = choose(implementation, y, kernel=True)
+    if chosen == "reference":
         return reference.club_sampled(y, index, mask)
+    if chosen == "triton":
+        return fused_regularizers.club_sampled(rows, index, flat)
+    keep = _column(flat)
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     difference = wide - F.embedding(index, wide)  # not wide[index]: its gradient differs from run to run
     if keep is None:
@@ -163,7 +171,7 @@ def gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor
 
 
 def _rows(y: Tensor, mask: Tensor | None, validate: bool | None) -> tuple[Tensor, Tensor | None]:
-    """Flatten leading dimensions; the mask becomes a bool column."""
+    """Flatten leading dimensions, of the mask too."""
     if y.dim() < 2:
         raise ValueError(f"`y` has shape {list(y.shape)}; it must be [..., d], rows of features: unsqueeze it")
     if mask is not None and mask.shape != y.shape[:-1]:
@@ -177,4 +185,8 @@ def _rows(y: Tensor, mask: Tensor | None, validate: bool | None) -> tuple[Tensor
         checks.zeros_and_ones("mask", mask)
         if not bool(mask.any()):
             raise ValueError("`mask` is all zero; an estimate needs at least one row: skip the call for an empty batch")
-    return rows, mask.reshape(-1, 1).bool()
+    return rows, mask.reshape(-1)
+
+
+def _column(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.bool().unsqueeze(1)

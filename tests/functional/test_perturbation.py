@@ -82,6 +82,45 @@ def test_init_is_float32_at_least(dtype):
         assert not delta.requires_grad
 
 
+@pytest.mark.parametrize("norm_type", ["l2", "linf"])
+def test_a_seeded_start_is_the_specifications(norm_type):
+    ids = torch.tensor([3, 2**40, -9, 0])
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 2e-7)):
+        embeddings = torch.zeros(4, 5, 6, dtype=dtype)
+        got = freelb_init(embeddings, MASK, 0.3, norm_type, seed=2**63 + 5, sentence_ids=ids)
+        exact = reference.freelb_init(embeddings.double(), MASK, 0.3, norm_type, seed=2**63 + 5, sentence_ids=ids)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), exact, rtol=tolerance, atol=0)
+
+
+def test_a_sentences_start_does_not_depend_on_its_batch():
+    """Nor on the padding, on whichever side; another id, seed or token gives other numbers."""
+    together = freelb_init(torch.zeros(4, 5, 6), MASK, 0.1, seed=1, sentence_ids=torch.tensor([4, 7, 5, 6]))
+    alone = freelb_init(torch.zeros(1, 9, 6), torch.tensor([[1, 1, 1] + [0] * 6]), 0.1, seed=1,
+                        sentence_ids=torch.tensor([7]))  # fmt: skip
+    assert torch.equal(alone[0, :3], together[1, 2:])
+    draws = [together, *(freelb_init(torch.zeros(4, 5, 6), MASK, 0.1, seed=seed) for seed in (1, 2))]
+    tokens = torch.cat([draw[MASK == 1].flatten() / 0.1 * 6**0.5 for draw in draws])
+    assert tokens.unique().numel() == tokens.numel()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"seed": 1, "generator": torch.Generator()}, ValueError, "`seed` and `generator` were both given"),
+        ({"seed": 1.5}, TypeError, "`seed` was 1.5; it must be an integer"),
+        ({"sentence_ids": torch.arange(2)}, ValueError, "`sentence_ids` was given without `seed`"),
+        ({"seed": 1, "sentence_ids": torch.arange(3)}, ValueError, r"it must be int64 \[2\], one a sentence"),
+        ({"seed": 1, "sentence_ids": torch.zeros(2)}, ValueError, r"`sentence_ids` was torch.float32"),
+        ({"implementation": "triton"}, ValueError, "`implementation` was 'triton' and `seed` None"),
+    ],
+    ids=str,
+)
+def test_seeded_start_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        freelb_init(torch.zeros(2, 4, 3), torch.ones(2, 4), 0.1, **arguments)
+
+
 # --- the ascent -----------------------------------------------------------------------------------------------------
 
 

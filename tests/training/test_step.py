@@ -106,7 +106,7 @@ def compare(make_model, make_examples, pad, make_critic, make_club, literal_step
                 batch["attention_mask"],
                 settings["adv_init_mag"],
                 settings["norm_type"],
-                torch.Generator().manual_seed(seed),
+                seed=seed,
             )
             drawn = None if partners is None else partners(batch["attention_mask"], seed, settings["adv_steps"])
             expected.append(

@@ -39,9 +39,9 @@ def literal_mean(literal_step, make_arguments, pad, gradients):
         for micro, group in enumerate(groups):
             batch = pad(group)
             embeddings = model.get_input_embeddings()(batch["input_ids"])
-            generator = torch.Generator().manual_seed(step_seed(args.seed, 0, 0, micro))
+            seed = step_seed(args.seed, 0, 0, micro)
             delta = functional.freelb_init(
-                embeddings, batch["attention_mask"], args.adv_init_mag, args.norm_type, generator
+                embeddings, batch["attention_mask"], args.adv_init_mag, args.norm_type, seed=seed
             )
             literal_step(
                 model,
