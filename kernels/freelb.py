@@ -128,7 +128,7 @@ def ascent_kernel(
         tl.store(out_ptr + o_h[None, :], moved, mask=(o_t < n_tokens)[:, None] & m_h[None, :])
 
 
-TOKENS, UNITS, PARTS_AT_ONCE = 4, 512, 64
+TOKENS, UNITS, PARTS_AT_ONCE = 16, 128, 64
 
 
 def freelb_step(delta, grad, attention_mask, adv_lr, adv_max_norm, norm_type):
