@@ -96,13 +96,13 @@ def _backward_sampled(ctx, grad, _):
 club_sampled.register_autograd(_backward_sampled, setup_context=_setup_sampled)
 
 
-@torch.library.custom_op("infobert_fast::gather_rows", mutates_args=())
-def gather_rows(x: Tensor, index: Tensor, distinct: bool) -> Tensor:
+@torch.library.custom_op("infobert_fast::take_rows", mutates_args=())
+def take_rows(x: Tensor, index: Tensor, distinct: bool) -> Tensor:
     """``x[index]`` with the gradient of ``rows.scatter_rows``."""
     return x.index_select(0, index)
 
 
-@gather_rows.register_fake
+@take_rows.register_fake
 def _(x, index, distinct):
     return x.new_empty((index.shape[0], x.shape[1]))
 
@@ -128,7 +128,7 @@ def _backward_gather(ctx, grad):
     return scatter_rows(grad, index, x, ctx.distinct), None, None
 
 
-gather_rows.register_autograd(_backward_gather, setup_context=_setup_gather)
+take_rows.register_autograd(_backward_gather, setup_context=_setup_gather)
 
 
 @torch.library.custom_op("infobert_fast::freelb_start", mutates_args=())

@@ -20,7 +20,7 @@ from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementat
 from infobert_fast.functional.pairwise import PRECISIONS, Precision, pairwise_mlp_logsumexp
 from infobert_fast.functional.perturbation import NORM_TYPES, NormType, freelb_init, freelb_step
 from infobert_fast.functional.ranks import club_over_ranks, exchange, gather_rows, mean_over_ranks
-from infobert_fast.functional.rows import gather_rows
+from infobert_fast.functional.rows import take_rows
 from infobert_fast.functional.separable import SEPARABLE_CRITICS, SeparableCritic, separable_info_nce
 from infobert_fast.functional.upper_bounds import (
     club,
@@ -62,5 +62,6 @@ __all__ = [
     "sample_rows",
     "select_anchors",
     "separable_info_nce",
+    "take_rows",
     "variational_upper_bound",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infobert_fast.functional.once import first_order
 
-__all__ = ["anchor_indices", "club", "club_sampled", "freelb_start", "freelb_step", "gather_rows", "select_anchors"]
+__all__ = ["anchor_indices", "club", "club_sampled", "freelb_start", "freelb_step", "select_anchors", "take_rows"]
 
 
 def select_anchors(grad: Tensor, attention_mask: Tensor, cl: float, ch: float) -> Tensor:
@@ -86,7 +86,7 @@ def club_sampled(rows: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
     return _ClubSampled.apply(rows, index, mask)
 
 
-class _GatherRows(torch.autograd.Function):
+class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, distinct: bool) -> Tensor:
         ctx.save_for_backward(rows, index)
@@ -102,13 +102,13 @@ class _GatherRows(torch.autograd.Function):
         return scatter_rows(grad, index, rows, ctx.distinct), None, None
 
 
-def gather_rows(rows: Tensor, index: Tensor, distinct: bool) -> Tensor:
-    """As :func:`infobert_fast.functional.gather_rows`."""
+def take_rows(rows: Tensor, index: Tensor, distinct: bool) -> Tensor:
+    """As :func:`infobert_fast.functional.take_rows`."""
     if torch.compiler.is_compiling():
         from infobert_fast.kernels import regularizer_operators
 
-        return regularizer_operators.gather_rows(rows, index, distinct)
-    return _GatherRows.apply(rows, index, distinct)
+        return regularizer_operators.take_rows(rows, index, distinct)
+    return _TakeRows.apply(rows, index, distinct)
 
 
 def freelb_start(

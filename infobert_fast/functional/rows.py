@@ -9,10 +9,10 @@ from infobert_fast import checks
 from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
 
-__all__ = ["gather_rows"]
+__all__ = ["take_rows"]
 
 
-def gather_rows(
+def take_rows(
     rows: Tensor,
     index: Tensor,
     *,
@@ -43,4 +43,4 @@ def gather_rows(
     chosen = choose(implementation, rows, kernel=True)
     if chosen == "reference":
         return rows[index]
-    return fused_regularizers.gather_rows(rows, index, distinct) if chosen == "triton" else F.embedding(index, rows)
+    return fused_regularizers.take_rows(rows, index, distinct) if chosen == "triton" else F.embedding(index, rows)

@@ -85,11 +85,13 @@ class AnchoredFeature(nn.Module):
         if self.negatives == "chunk":
             anchors = anchors[_shuffle(pairs, self.seed, anchors.device)]
             chunk_size = embedded.shape[0]
-        rows = embedded.flatten(0, 1)
+        rows, local_index = embedded.flatten(0, 1), anchors
+        if pairs:  # no token is an anchor twice: its row's gradient is written in one pass
+            rows, local_index = functional.take_rows(rows, anchors, distinct=True, validate=False), None
         return critic(
             rows,
             sentence,
-            local_index=anchors,
+            local_index=local_index,
             pair_index=anchors // embedded.shape[1],
             chunk_size=chunk_size,
             pairs_of_ranks=pairs_of_ranks,

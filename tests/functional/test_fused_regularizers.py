@@ -32,7 +32,7 @@ def calls(batch, implementation):
         ("club", lambda y: functional.club(y, mask, **chosen)),
         ("club", lambda y: functional.club(y[:, 0], **chosen)),
         ("club_sampled", lambda y: functional.club_sampled(y, index, mask, **chosen)),
-        ("gather_rows", lambda y: functional.gather_rows(y.flatten(0, 1), index, **chosen).square().sum()),
+        ("take_rows", lambda y: functional.take_rows(y.flatten(0, 1), index, **chosen).square().sum()),
     ):
         leaf = rows.clone().requires_grad_()
         value = function(leaf)

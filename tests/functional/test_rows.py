@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from infobert_fast.functional import gather_rows
+from infobert_fast.functional import take_rows
 
 ROWS = torch.arange(12.0).reshape(4, 3)
 
@@ -13,7 +13,7 @@ ROWS = torch.arange(12.0).reshape(4, 3)
 def test_every_implementation_gathers_and_scatters(implementation, distinct):
     index = torch.tensor([2, 0, 3] if distinct else [2, 0, 2, 2])
     rows = ROWS.clone().requires_grad_()
-    gathered = gather_rows(rows, index, distinct=distinct, implementation=implementation)
+    gathered = take_rows(rows, index, distinct=distinct, implementation=implementation)
     assert torch.equal(gathered, ROWS[index])
     weights = torch.arange(1.0, 1 + gathered.numel()).reshape(gathered.shape)
     (gathered * weights).sum().backward()
@@ -30,6 +30,6 @@ def test_every_implementation_gathers_and_scatters(implementation, distinct):
     ],
     ids=str,
 )
-def test_gather_rows_refuses(index, distinct, error, message):
+def test_take_rows_refuses(index, distinct, error, message):
     with pytest.raises(error, match=message):
-        gather_rows(ROWS, index, distinct=distinct)
+        take_rows(ROWS, index, distinct=distinct)

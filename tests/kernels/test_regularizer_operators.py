@@ -32,7 +32,7 @@ def test_opcheck(device):
             bound, total = operators.club_sampled(rows, index, m)
             check(operators.club_sampled_backward, (bound, rows.detach(), index, m, total))
     for distinct, chosen in ((True, index[[0, 1, 2, 4, 6]]), (False, index)):
-        check(operators.gather_rows, (rows, chosen, distinct))
+        check(operators.take_rows, (rows, chosen, distinct))
         gathered = rows.detach()[chosen]
         check(operators.scatter_rows, (gathered, chosen, rows.detach(), distinct))
     for ids in (None, torch.tensor([4, 2, 9], device=device)):
@@ -48,8 +48,8 @@ def test_gradcheck(device):
     for function in (
         lambda y: operators.exact_club(y, keep)[0],
         lambda y: operators.club_sampled(y, index, keep)[0],
-        lambda y: operators.gather_rows(y, index, False),
-        lambda y: operators.gather_rows(y, index[[1, 0, 4]], True),
+        lambda y: operators.take_rows(y, index, False),
+        lambda y: operators.take_rows(y, index[[1, 0, 4]], True),
     ):
         assert torch.autograd.gradcheck(function, rows)
 
@@ -62,7 +62,7 @@ def test_one_graph_of_them_all(device):
     def step(h0, grad, delta, mask, index, lengths):
         anchors = functional.anchor_indices(grad, mask, 0.2, 0.9, lengths=lengths, **kernels)
         rows = h0.flatten(0, 1)
-        gathered = functional.gather_rows(rows, anchors, distinct=True, **kernels)
+        gathered = functional.take_rows(rows, anchors, distinct=True, **kernels)
         bound = functional.club(h0, mask, **kernels) + functional.club_sampled(rows, index, **kernels)
         chosen = functional.select_anchors(grad, mask, 0.2, 0.9, **kernels)
         delta = functional.freelb_step(delta, grad, mask, 0.1, 0.3, "l2", **kernels)
