@@ -85,9 +85,9 @@ class AnchoredFeature(nn.Module):
         if self.negatives == "chunk":
             anchors = anchors[_shuffle(pairs, self.seed, anchors.device)]
             chunk_size = embedded.shape[0]
-        rows, local_index = embedded.flatten(0, 1), anchors
+        rows, local_index = embedded.flatten(0, 1), None if pairs else anchors
         if pairs:  # no token is an anchor twice: its row's gradient is written in one pass
-            rows, local_index = functional.take_rows(rows, anchors, distinct=True, validate=False), None
+            rows = functional.take_rows(rows, anchors, distinct=True, validate=False)
         return critic(
             rows,
             sentence,
