@@ -1,6 +1,7 @@
 """Question answering through the whole step: any encoder, InfoBERT's terms over question and paragraph, real scores."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -122,3 +123,45 @@ def test_the_command_trains_scores_and_saves(make_answerer, squad, squad_tokeniz
     transformers.AutoModelForQuestionAnswering.from_pretrained(out)
     assert cli.main(["train", "--task", "qa", "--streaming", "True", "--max_steps", "1", *arguments]) == 2
     assert "`streaming` is set; question answering" in capsys.readouterr().err
+
+
+class Labelled(torch.nn.Module):
+    """A question answerer that takes start and end as columns of ``labels``, as the literal step gives them."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def forward(self, labels, **kwargs):
+        return self.inner(start_positions=labels[:, 0], end_positions=labels[:, 1], **kwargs)
+
+
+def test_the_gradient_is_the_literal_steps(
+    make_answerer, make_qa_trainer, make_critic, literal_step, movement, gradients, assert_close
+):
+    """Every term, two passes, padding in the batch: the perturbation must stay zero there, or the softmax sees it."""
+    settings = {"version": 6, "alpha": 0.3, "beta": 0.02, "cl": 0.25, "ch": 0.9}
+    settings |= {"adv_steps": 2, "adv_lr": 0.5, "adv_max_norm": 0.0, "norm_type": "l2", "negatives": "chunk"}
+    model = make_answerer("roberta", dropout=0.0)
+    critic = make_critic(model)
+    trainer = make_qa_trainer(
+        model, **settings, adv_init_mag=0.0, critic_hidden_dim=20, max_steps=1, per_device_train_batch_size=5
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert not batch["attention_mask"].all()
+    twin, critic = copy.deepcopy((model, critic))
+    labels = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+    ids = batch["input_ids"]
+    # RoBERTa counts positions over tokens, from its padding number on
+    positions = torch.where(ids != 0, (ids != 0).cumsum(1), 0)
+    twin.forward = functools.partial(twin.forward, position_ids=positions)
+    twin.config.model_type = "as given"
+    delta = torch.zeros(*ids.shape, 32)
+    literal = {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels}
+    literal_step(Labelled(twin), literal, delta, settings, critic=critic)
+    expected = {name: value for name, value in gradients(twin).items() if not name.startswith("mi_estimator")}
+    expected |= {f"mi_estimator.{name}": value for name, value in gradients(critic).items()}
+    assert_close(movement(model, trainer.train), expected, 2e-5)
