@@ -32,10 +32,12 @@ class Compiled:
 
     # 256 x 256: the sums walk down a block's columns a vector at a time, and 512 rows leave the first-level cache
     # (1.7 times slower); with fewer pairs the calls weigh more.
-    pairs = 1 << 16
+    PAIRS = 1 << 16
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.dtype, self.device = a.dtype, a.device
+        # Blocks of a single row go uncompiled, with every hidden unit of theirs in memory.
+        self.pairs = self.PAIRS if min(a.shape[1], b.shape[1]) > 1 else max(1, self.PAIRS // 16)
 
     def _run(self, function: Callable[..., Any], a: Tensor, b: Tensor, *rest: Tensor) -> Any:
         if a.shape[0] == 1:

@@ -10,7 +10,7 @@ import torch
 from contrastive_cases import F64, assert_no_worse_than_eager, assert_same, critic_inputs, indices, value_and_grads
 
 from infobert_fast import InfoNCE, functional, reference
-from infobert_fast.functional import compiled, info_nce, nwj
+from infobert_fast.functional import compiled, info_nce, nwj, streaming
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="a C++ compiler is only counted on there")
 
@@ -26,7 +26,7 @@ def recompilations():
 
 @linux
 def test_equals_the_oracle_with_one_compilation_for_all_sizes(recompilations, monkeypatch):
-    monkeypatch.setattr(compiled.Compiled, "pairs", 50)  # whole and ragged blocks, and blocks of one row
+    monkeypatch.setattr(compiled.Compiled, "PAIRS", 50)  # whole and ragged blocks, and blocks of one row
     for pairs, chunk_size in ((1, None), (2, None), (33, None), (64, None), (65, None), (7, 7), (32, 7), (33, 4)):
         index = indices(pairs, pairs, 4)
         options = {"local_index": index[0], "pair_index": index[1], "chunk_size": chunk_size}
@@ -58,6 +58,18 @@ def test_nan_in_gives_nan_out(recompilations):
         outputs = value_and_grads(functools.partial(info_nce, implementation="compiled"), inputs, torch.float32)
         assert outputs[0].isnan()
         assert all(grad.isnan().any() for grad in outputs[1:])
+
+
+def test_a_single_row_stays_within_a_block(monkeypatch):
+    """Uncompiled, 100,000 pairs of one global row would hold every hidden unit at once."""
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    a, b = torch.empty(1, 100_000, 304), torch.empty(1, 1, 304)
+    assert compiled.Compiled(a, b).pairs * 304 <= streaming.block_elements(a.device)
+    assert compiled.Compiled(b, a).pairs * 304 <= streaming.block_elements(a.device)
+    inputs = critic_inputs(40, 1)
+    options = {"pair_index": torch.zeros(40, dtype=torch.int64)}
+    got = value_and_grads(functools.partial(info_nce, implementation="compiled", **options), inputs)
+    assert_same(got, value_and_grads(functools.partial(reference.info_nce, **options), inputs))
 
 
 def test_nothing_compiles_unless_asked_for(monkeypatch):
