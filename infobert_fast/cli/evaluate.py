@@ -52,8 +52,15 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     fitting = None if given.information is None else Source.parse(given.information)
     for source in filter(lambda source: source.is_file, named.values()):
         check_file(source)  # before the model, which may have to be fetched
-    task = given.task or suite_task(given.suite or []) or _task_of(AutoConfig.from_pretrained(given.model))
+    config = AutoConfig.from_pretrained(given.model)
+    task = given.task or suite_task(given.suite or []) or _task_of(config)
     answers = task == QUESTION_ANSWERING
+    head = "ForQuestionAnswering" if answers else "ForSequenceClassification"
+    if config.architectures and not any(name.endswith(head) for name in config.architectures):
+        # transformers would put a random head on it, and say so in passing
+        raise ValueError(
+            f"the model is a {config.architectures[0]}, and {task} needs one ending in {head}: train it first"
+        )
 
     def read(source: Source, limit: int | None) -> datasets.Dataset:
         dataset = load_questions(source) if answers else load(source, TASKS[task])

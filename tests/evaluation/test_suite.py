@@ -243,6 +243,7 @@ def test_the_qa_suite_by_the_command(squad_tokenizer, tmp_path):
         (["--data", "one.jsonl", "--mi_report", "m.png"], "name a source to fit its critics on: --information SOURCE"),
         (["--data", "one.jsonl", "--task", "sst2"], "no field premise='sentence'"),
         (["--data", "pair.tsv", "--task", "rte"], "the model has 3 labels"),
+        (["--data", "one.jsonl", "--task", "qa"], "is a RobertaForSequenceClassification, and qa needs one ending in"),
     ],
 )
 def test_refusals(nli_folder, tmp_path, monkeypatch, capsys, arguments, message):
