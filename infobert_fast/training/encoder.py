@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 __all__ = ["check_embedded_forward", "embedded_inputs", "inputs_beside", "word_embeddings_of"]
+
+# Encoders that take a prepared mask as it is: those for which a test compares it with their own.
+MASKED_FROM_OUTSIDE = ("albert", "bert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta")
 
 
 def word_embeddings_of(model: PreTrainedModel) -> nn.Module:
@@ -49,7 +52,35 @@ def inputs_beside(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str
             if numbering is not None:
                 rest["position_ids"] = numbering(inputs["input_ids"], module.padding_idx)
                 break
+    if "lengths" in inputs and "packing" not in inputs and _takes_masks(model.config):
+        rest["attention_mask"] = _sdpa_mask(model.config, inputs["attention_mask"], inputs["lengths"])
     return rest
+
+
+def _takes_masks(config: Any) -> bool:
+    """Whether the attention is SDPA, and the mask goes nowhere else (ModernBERT can average over it)."""
+    return (
+        config.model_type in MASKED_FROM_OUTSIDE
+        and config._attn_implementation == "sdpa"
+        and getattr(config, "classifier_pooling", "cls") == "cls"
+    )
+
+
+def _sdpa_mask(config: Any, attention_mask: Tensor, lengths: Sequence[int]) -> Any:
+    """The mask that transformers would make for SDPA, with padding told from lengths: transformers waits for the device
+    to say whether there is any. Without padding there is no mask, and the kernels that take none.
+    """
+    width, mask = attention_mask.shape[1], None
+    if min(lengths) < width:
+        mask = attention_mask.bool()[:, None, None, :].expand(-1, 1, width, -1).contiguous()
+    if config.model_type != "modernbert":
+        return mask
+    window, sliding = config.local_attention // 2, mask
+    if width > window + 1:
+        place = torch.arange(width, device=attention_mask.device)
+        near = ((place[:, None] - place).abs() <= window).expand(len(lengths), 1, -1, -1)
+        sliding = near.contiguous() if mask is None else mask & near
+    return {"full_attention": mask, "sliding_attention": sliding}
 
 
 def embedded_inputs(model: PreTrainedModel, inputs: Mapping[str, Any], embeddings: Tensor) -> dict[str, Any]:

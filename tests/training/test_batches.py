@@ -22,8 +22,7 @@ class Seen(TrainerCallback):
 
     def note(self, module, args, kwargs):
         if module.training:
-            mask = kwargs["attention_mask"]
-            self.batches.append([*kwargs["labels"].tolist(), tuple(mask.shape)])
+            self.batches.append([*kwargs["labels"].tolist(), tuple(kwargs["inputs_embeds"].shape[:2])])
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
@@ -187,3 +188,34 @@ def test_fsdp_is_refused(monkeypatch, make_model, make_examples, make_trainer):
     monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
     with pytest.raises(ValueError, match=r"`fsdp` is set.*use DDP or DeepSpeed ZeRO-2"):
         InfoBertTrainer._refuse_unsupported_engines(trainer)
+
+
+class _Reads(TorchDispatchMode):
+    """How often a value is read on the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += torch.Tag.data_dependent_output in function.tags
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("lengths", [[14, 9, 3], [14, 14, 14]], ids=["padded", "full"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "albert", "distilbert", "modernbert"])
+def test_sdpa_masks_made_on_the_host_are_the_encoders_own(make_model, make_examples, pad, gradients, family, lengths):
+    """To the bit, gradients included, and without the one value that transformers reads on the host a forward."""
+    batch = pad(make_examples(lengths=lengths))
+    found, reads = [], []
+    for known in ({}, {"lengths": lengths}):
+        model = make_model(family, dropout=0.0)
+        embeddings = word_embeddings_of(model)(batch["input_ids"])
+        with _Reads() as mode:
+            outputs = model(**embedded_inputs(model, {**batch, **known}, embeddings))
+        outputs.loss.backward()
+        found.append([outputs.logits, *gradients(model).values()])
+        reads.append(mode.count)
+    assert reads[0] > 0
+    assert reads[1] == 0
+    for own, ours in zip(*found, strict=True):
+        assert torch.equal(own, ours)
+    assert any(bool(gradient.any()) for gradient in found[0][1:])
