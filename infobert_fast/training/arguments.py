@@ -26,7 +26,7 @@ __all__ = ["InfoBertArguments", "decided_by"]
 ObjectiveName = Literal["infobert", "vanilla", "freelb", "smart", "r3f", "rdrop"]
 # Arguments that an objective decides; "infobert" leaves all of them open, at the values published for ANLI.
 OPEN: dict[str, Any] = {"version": 6, "adv_init_mag": 8e-2, "adv_steps": 3, "adv_start_step": 0}
-STANDARD: dict[str, Any] = {"version": -1, "adv_init_mag": 0.0, "adv_steps": 1, "adv_start_step": 0}
+STANDARD: dict[str, Any] = {**OPEN, "version": -1, "adv_init_mag": 0.0, "adv_steps": 1}
 
 
 def decided_by(objective: str) -> dict[str, Any]:

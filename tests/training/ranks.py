@@ -287,6 +287,7 @@ def scenarios(engine, out, ranks):
         adv_init_mag=0.0)  # fmt: skip
     run(name="all", **common, examples=make_examples(2 * group), negatives="all", ib_partners="all", adv_steps=2,
         accumulation=2, **{**joint, "version": 6})  # fmt: skip
+    run(name="packed", **common, examples=make_examples(group), adv_steps=2, packing=True)
     run(name="checkpointing", **common, examples=make_examples(group), adv_steps=2, gradient_checkpointing=True)
     # The likelihood's gradient is the joint batch's where all ranks have as many tokens; without beta, all else is too.
     run(name="club", **common, examples=make_examples(3 * group, [6] * (3 * group)), joint=True, adv_init_mag=0.0,

@@ -66,6 +66,7 @@ from infobert_fast.training.smoothness import R3F, SMART, RDrop, SmoothnessObjec
         ({"objective": "smart", "adv_steps": 3}, "`adv_steps` was 3 with `objective` 'smart', which makes it 1"),
         ({"objective": "r3f", "adv_init_mag": 0.1}, "`adv_init_mag` was 0.1 with `objective` 'r3f'"),
         ({"objective": "rdrop", "adv_start_step": 5}, "`adv_start_step` was 5 with `objective` 'rdrop'"),
+        ({"objective": "vanilla", "adv_clean_pass": True}, "`adv_clean_pass` was True without an adversary"),
         (
             {"objective": "freelb", "adv_steps": 1, "adv_init_mag": 0.0},
             "with `objective` 'freelb', which would perturb nothing: .* use objective 'vanilla'",

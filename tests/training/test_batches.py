@@ -77,6 +77,45 @@ def test_a_ragged_last_batch_weighs_what_it_holds(make_model, make_examples, mak
     assert_close(found, {name: p.grad for name, p in joint.named_parameters()}, 1e-12)
 
 
+def test_transformers_own_uneven_batches_are_weighted_too(
+    make_model, make_examples, make_trainer, pad, movement, assert_close
+):
+    """`batch_rebalance` cuts an optimisation step's sentences into micro-batches of different sizes."""
+    examples = make_examples(lengths=[3, 3, 3, 3, 20, 20, 3, 3])
+    model = make_model(dropout=0.0, dtype=torch.float64)
+    seen = Seen(model)
+    trainer = make_trainer(
+        model,
+        examples,
+        train_sampling_strategy="batch_rebalance",
+        gradient_accumulation_steps=2,
+        callbacks=[seen],
+        **STANDARD,
+    )
+    found = movement(model, trainer.train)
+    assert sorted(shape[0] for *_, shape in seen.batches[-2:]) == [2, 6]
+    joint = make_model(dropout=0.0, dtype=torch.float64)
+    joint(**pad(examples)).loss.backward()
+    assert_close(found, {name: p.grad for name, p in joint.named_parameters()}, 1e-12)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_from_a_worker_process(make_model, make_examples, make_trainer, packing, workers):
+    trainer = make_trainer(
+        make_model(),
+        make_examples(lengths=LENGTHS),
+        batch_tokens=14,
+        train_sampling_strategy="random",
+        packing=packing,
+        dataloader_num_workers=workers,
+        learning_rate=0.01,
+        **STANDARD,
+    )
+    trainer.train()
+    assert trainer.state.global_step == len(trainer.get_train_dataloader())
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_run_stopped_in_an_epoch_goes_on_in_the_same_order(
     tmp_path, make_model, numbered, make_trainer, accumulation
@@ -113,7 +152,7 @@ def test_length_grouping_reads_its_column_once(make_model, make_examples, make_t
         make_model(), dataset, train_sampling_strategy="group_by_length", learning_rate=0.01, **STANDARD
     )
     sampler = trainer._get_train_sampler()
-    assert type(sampler.lengths) is list
+    assert type(sampler.sampler.lengths) is list
     assert sorted(sampler) == list(range(40))
     trainer.train()
     assert trainer.state.global_step == 10

@@ -122,6 +122,7 @@ def test_the_whole_grid(ran, engine, ranks):
         pytest.param("smart", 1, id="two predictions by one backward"),
         pytest.param("tokens", 4, id="batches of different numbers of sentences"),
         pytest.param("all", 1, id="both regularisers over all ranks"),
+        pytest.param("packed", 1, id="packed rows"),
         pytest.param("checkpointing", 1, id="recomputed activations"),
         pytest.param("club", 3, id="learned bound without beta"),
     ],

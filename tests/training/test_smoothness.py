@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from infobert_fast.training.encoder import embedded_inputs
 from infobert_fast.training.smoothness import (
@@ -60,7 +61,7 @@ def run_step(forward_of):
         arguments = {
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
-            "lengths": batch["attention_mask"].sum(1).tolist(),
+            "lengths": [],  # of no use here
             "word_embeddings": model.get_input_embeddings(),
             "forward": forward_of(model, batch),
             "backward": lambda loss, last: loss.backward(),
@@ -277,6 +278,37 @@ def test_divergence_of_a_task(make_model):
     assert divergence_for(config) == "squared_error"
 
 
+READERS = ["item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero"]
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_no_value_is_read_on_the_host(monkeypatch, make_model, make_examples, pad, run_step, forward_of, name):
+    """On a device each of these would wait for it; the encoder's own forward may read."""
+    model, batch = make_model(), pad(make_examples(4))
+    forward, in_encoder = forward_of(model, batch), False
+
+    def encoder(embeddings):
+        nonlocal in_encoder
+        in_encoder = True
+        out = forward(embeddings)
+        in_encoder = False
+        return out
+
+    def guarded(original, called):
+        def reader(*args, **kwargs):
+            assert in_encoder, f"{called} was called within a step"
+            return original(*args, **kwargs)
+
+        return reader
+
+    with monkeypatch.context() as patch:
+        for reader in READERS:
+            patch.setattr(torch.Tensor, reader, guarded(getattr(torch.Tensor, reader), reader))
+        run_step(model, batch, SmoothnessObjective(STRONG[name]), forward=encoder)
+        with pytest.raises(AssertionError, match="item was called"):  # the guard itself works
+            torch.ones(()).item()
+
+
 # ---- through the trainer
 
 
@@ -334,6 +366,28 @@ def test_vanilla_and_freelb_are_the_settings_they_stand_for(
             model = make_model()
             found.append(movement(model, make_trainer(model, make_examples(8), **chosen).train))
         assert_close(found[1], found[0], 0)
+
+
+def test_both_ends_of_an_answer_are_compared(make_model, make_examples, make_trainer, pad):
+    """Question answering: the divergence is the mean of the start's and the end's, over all positions."""
+    config = make_model(dropout=0.3).config
+    config.num_labels = 2
+    model = transformers.BertForQuestionAnswering(config)
+    outputs = []
+    model.register_forward_hook(lambda module, args, out: outputs.append(out) if module.training else None)
+
+    def collate(examples):
+        batch = pad([{"labels": 0, **example} for example in examples])
+        labels = batch.pop("labels")
+        return {**batch, "start_positions": labels, "end_positions": labels + 1}
+
+    settings = {**settings_of("rdrop"), "remove_unused_columns": False}
+    trainer = make_trainer(model, make_examples(4), data_collator=collate, learning_rate=0.0, **settings)
+    trainer.train()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    one, other = outputs
+    heads = [literal_divergence(one[name], other[name], "symmetric_kl") for name in ("start_logits", "end_logits")]
+    assert line["smoothness"] == pytest.approx(sum(heads).item() / 4, rel=1e-5)
 
 
 def test_several_labels_at_once_are_refused(make_model, make_examples, make_trainer):
