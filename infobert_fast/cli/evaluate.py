@@ -166,12 +166,10 @@ def _evaluate(
                     write_text(stem.with_name(stem.name + ".tsv"), "\n".join(lines) + "\n")
     compare(results, clean)
     if train is not None:
-        few = {
-            name: dataset.select(range(min(len(dataset), given.information_limit))) for name, dataset in sets.items()
-        }
+        few = {name: _drawn(dataset, given.information_limit) for name, dataset in sets.items()}
         if task is None:
-            cut = lambda questions: windows(questions, tokenizer, max_length, given.doc_stride)  # noqa: E731
-            train, few = cut(train), {name: cut(dataset) for name, dataset in few.items()}
+            train = windows(train, tokenizer, max_length, given.doc_stride)
+            few = {name: windows(part, tokenizer, max_length, given.doc_stride) for name, part in few.items()}
         window = {"cl": given.cl, "ch": given.ch, "others": given.mi_report is not None}
         bounds = measure_each(model, tokenizer, train, few, max_length=max_length, task=task or NLI, **window)
         for name, result in results.items():

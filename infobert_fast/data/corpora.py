@@ -46,7 +46,7 @@ def load(source: SourceLike, task: Task = NLI) -> datasets.Dataset:
     """
     source = Source.parse(source)
     rows, made_of = _reader(source, task)
-    return take(cached_rows(rows, task.features, fingerprint("examples", task.name, made_of())), source)
+    return take(cached_rows(rows, task.features, fingerprint("examples", task.name, made_of)), source)
 
 
 def load_nli(source: SourceLike) -> datasets.Dataset:
@@ -97,9 +97,10 @@ def concatenate(sources: Iterable[SourceLike], task: Task = NLI) -> datasets.Dat
 
 def _reader(
     source: Source, task: Task, streaming: bool = False
-) -> tuple[Callable[[], Iterator[dict[str, Any]]], Callable[[], list[Any]]]:
+) -> tuple[Callable[[], Iterator[dict[str, Any]]], list[Any]]:
     """What yields the examples, and what they depend on; the columns are found, and named if absent, right away."""
     names: Sequence[str] | None = None
+    made_of: list[Any] = []
     if source.is_file:
         check_file(source)
 
@@ -108,7 +109,7 @@ def _reader(
 
         first = list(itertools.islice(raw_rows(), 10))
         there = list(dict.fromkeys(name for row in first for name in row.cells)) or None
-        made_of = lambda: source_key(source)  # noqa: E731
+        made_of = [] if streaming else source_key(source)
     else:
         raw = load_hub(source, streaming)
         there = list(raw.column_names or next(iter(raw)))
@@ -121,7 +122,7 @@ def _reader(
             return (Row(f"example {number}", cells) for number, cells in enumerate(raw, 1))
 
         first = list(itertools.islice(raw_rows(), 10))
-        made_of = lambda: [raw._fingerprint, columns, repr(source.labels)]  # noqa: E731
+        made_of = [] if streaming else [raw._fingerprint, columns, repr(source.labels)]
     if there is None:
         raise ValueError(f"{source.where} is empty: it has no examples; check path and field")
     columns = _columns(source, task, there)
