@@ -133,12 +133,13 @@ def test_short_chunks_take_two_launches_forward_and_one_backward(monkeypatch):
     assert backward.names == ["_foreach_mul"]
 
 
-def test_one_bound_twice_in_a_graph_and_two_backwards():
-    """The unit gradients are kept unscaled: neither a second use nor a second backward finds them spent."""
+@pytest.mark.parametrize("chunk_size", [8, None])
+def test_one_bound_twice_in_a_graph_and_two_backwards(chunk_size):
+    """What a forward keeps is neither scaled nor spent by a second use or a second backward."""
     critic, local, global_, indices = case(WIDE)
     critic.implementation = "triton"
     inputs = [local, global_, *critic.parameters()]
-    bound = critic(local, global_, chunk_size=8, **indices)
+    bound = critic(local, global_, chunk_size=chunk_size, **indices)
     once = torch.autograd.grad(bound, inputs, retain_graph=True)
     twice = torch.autograd.grad(3 * bound + bound * bound.detach(), inputs, retain_graph=True)
     again = torch.autograd.grad(bound, inputs)
@@ -147,16 +148,56 @@ def test_one_bound_twice_in_a_graph_and_two_backwards():
         torch.testing.assert_close(y, (3 + bound.detach()) * x)
 
 
+@pytest.mark.parametrize("chunk_size", [8, None])
+def test_two_bounds_of_one_critic_in_one_graph(chunk_size):
+    critic, local, global_, indices = case(WIDE)
+    results = []
+    for critic.implementation in ("triton", "torch"):
+        inputs = [local, global_, *critic.parameters()]
+        other = critic(local * 2, global_, chunk_size=3, **indices)
+        results.append(torch.autograd.grad(critic(local, global_, chunk_size=chunk_size, **indices) - other, inputs))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [8, None])
+def test_autocast_computes_in_float32(chunk_size):
+    critic, local, global_, indices = case(torch.float32)
+    expected = run(critic, local, global_, "triton", chunk_size=chunk_size, **indices)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        bound = critic(local, global_, chunk_size=chunk_size, **indices)
+    got = bound, *torch.autograd.grad(bound, [local, global_, *critic.parameters()])
+    assert all(torch.equal(x, y) for x, y in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("chunk_size", [8, None])
+def test_a_gradient_of_the_inputs_alone(chunk_size):
+    """What the training step takes before its one backward: no weight gradients, the same input gradients."""
+    critic, local, global_, indices = case(torch.float32)
+    critic.implementation = "triton"
+    bound = critic(local, global_, chunk_size=chunk_size, **indices)
+    (alone,) = torch.autograd.grad(bound, local, retain_graph=True)
+    bound.backward()
+    assert torch.equal(alone, local.grad)
+    frozen = critic.requires_grad_(False)
+    bound = frozen(local, global_, chunk_size=chunk_size, **indices)
+    assert torch.equal(torch.autograd.grad(bound, local)[0], alone)
+
+
 def test_precision_reaches_the_kernels():
     torch.manual_seed(0)
-    a, b = (torch.randn(80, 300, device=DEVICE) for _ in range(2))
-    w2, b2 = torch.randn(300, device=DEVICE) / 17, torch.zeros(1, device=DEVICE)
-    exact, fast = (
-        functional.pairwise_mlp_logsumexp(a, b, w2, b2, implementation="triton", precision=precision)
-        for precision in ("exact", "fast")
+    a, b = (torch.randn(70, 64, device=DEVICE, requires_grad=True) for _ in range(2))
+    w2, b2 = torch.randn(64, device=DEVICE) / 8, torch.zeros(1, device=DEVICE)
+    (exact, exact_a, exact_b), (fast, fast_a, fast_b) = (
+        (lse.detach(), *torch.autograd.grad(lse.mean(), (a, b)))
+        for lse in (
+            functional.pairwise_mlp_logsumexp(a, b, w2, b2, implementation="triton", precision=precision)
+            for precision in ("exact", "fast")
+        )
     )
-    difference = float((exact - fast).abs().max())
-    assert 0 < difference < 1e-3
+    assert 0 < float((exact - fast).abs().max()) < 1e-3
+    for x, y in ((exact_a, fast_a), (exact_b, fast_b)):
+        assert 1e-5 * x.norm() < (x - y).norm() < 2e-2 * x.norm()  # not the exact backward, and near it
 
 
 def test_auto_leaves_the_interpreter_to_those_who_ask(monkeypatch):

@@ -16,12 +16,14 @@ CHUNK_CEILINGS = {
     "chunk_backward": 3.6,
 }
 # half an instruction for the packed relu or mask, an eighth for the product, the rest is loads and addresses
-FAST_CEILING, FAST_SUM_CEILING = 0.95, 1.15
+FAST_CEILING, FAST_SUM_CEILING = 0.95, 0.95
 SHARED_BYTES = 48 * 1024
-# Three programs of four warps on a multiprocessor of Hopper. Triton 3.6 needs more for one kernel, and with it three
-# kernels spill up to 16 bytes outside their loops, to reach the next step of occupancy.
+# Three programs of four warps on a multiprocessor of Hopper. Triton 3.6 spills 16 bytes in one kernel, outside its
+# loops, to reach the next step of occupancy, and needs more for short chunks, most of all with rows in half precision.
 OLD = tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 9)
-REGISTERS, SPILL_BYTES = (192, 16) if OLD else (168, 0)
+REGISTERS, SPILL_BYTES = 168, 16 if OLD else 0
+if OLD:
+    CHUNK_CEILINGS |= {"chunk_forward": 6.7, "chunk_bound, sums": 3.6, "chunk_backward": 5.2}
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,25 @@ def test_weights_in_several_blocks(chunk_size, keep_scores, device, monkeypatch)
     check(make_case(90, 40, chunk_size=chunk_size, device=device), keep_scores=keep_scores)
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("chunk_size", [None, 66])
+def test_scores_are_kept_below_a_budget_and_made_again_above(chunk_size, precision, device, monkeypatch):
+    case = make_case(70, 24, chunk_size=chunk_size, device=device)
+    p = rectangles.problems_of(case.a, case.b, None, chunk_size)
+    size = 4 * p.problems * p.pad_i * p.pad_j
+    results = []
+    for budget in (size, size - 1):
+        monkeypatch.setattr(rectangles, "KEEP_BYTES", budget)
+        lse, scores = pairwise_mlp_forward(*case.operands, **case.options, precision=precision)
+        assert (scores is not None) == (budget == size)
+        grad = torch.linspace(-1, 1, 70, device=device)
+        results.append(
+            pairwise_mlp_backward(grad, lse, *case.operands, scores=scores, **case.options, precision=precision)
+        )
+    for name, kept, again in zip(NAMES[1:], *results, strict=True):
+        torch.testing.assert_close(kept, again, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_wide_rows(device):
     """More columns than one tile of the four-warp configuration."""
     check(make_case(2100, 3, globals_=5, device=device))
