@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from infobert_fast.training.critic import CRITIC
 
-__all__ = ["Engine", "accelerated", "check_deepspeed_config", "keep_critic_whole", "of_deepspeed"]
+__all__ = [
+    "Engine",
+    "accelerated",
+    "check_deepspeed_config",
+    "keep_critic_whole",
+    "of_deepspeed",
+    "scaler_of_deepspeed",
+]
 
 Model = Callable[..., Any]  # called as the model is
 
@@ -63,7 +70,7 @@ def of_deepspeed(engine: Any, *, boundary: bool = True) -> Engine:
         engine.backward(loss, scale_wrt_gas=False)
 
     def scale(loss: Tensor) -> Tensor:  # engine.scale() would also announce a backward outside the engine
-        scaler = engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)
+        scaler = scaler_of_deepspeed(engine)
         return loss if scaler is None else scaler.scale(loss)
 
     def bare(**inputs: Any) -> Any:
@@ -79,6 +86,11 @@ def of_deepspeed(engine: Any, *, boundary: bool = True) -> Engine:
         # forward, which counts the backwards; through the bare module each would overwrite the one before.
         return Engine(engine, backward, probe=bare, scale_gradient=scale)
     return Engine(bare, backward, scale_gradient=scale)
+
+
+def scaler_of_deepspeed(engine: Any) -> torch.amp.GradScaler | None:
+    """A ``DeepSpeedEngine``'s float16 loss scaler, where it has one."""
+    return engine.torch_autocast_z0_gradscaler or getattr(engine.optimizer, "torch_autocast_gradscaler", None)
 
 
 def keep_critic_whole(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, Trainer
 
 from infobert_fast.training import checkpoints
 from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.engines import scaler_of_deepspeed
 from infobert_fast.training.guard import NonfiniteGuard
 from infobert_fast.training.order import SameOrder, examples_of
 from infobert_fast.training.replay import RandomReplay
@@ -42,6 +44,7 @@ class ReliableTrainer(Trainer):
         self._guard = NonfiniteGuard(args.nonfinite)
         self._staging: Path | None = None  # while a checkpoint is being written, where
         self._terms = TermLog()
+        self._engine_norm: float | None = None  # of the gradient, where DeepSpeed does not tell
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's. ``resume_from_checkpoint`` may also be ``"auto"``: the newest whole checkpoint of
@@ -59,6 +62,8 @@ class ReliableTrainer(Trainer):
         output_dir, found, problem = Path(self._get_output_dir(None)), None, None
         if self.is_world_process_zero():
             try:
+                if self.args.save_strategy != "no":
+                    checkpoints.check_writable(output_dir)
                 checkpoints.sweep(output_dir)
                 pickled, changes = self.is_deepspeed_enabled, self.args.resume_with_changes
                 found = find_checkpoint(request, output_dir, self._record(), pickled=pickled, with_changes=changes)
@@ -176,11 +181,13 @@ class ReliableTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As the Trainer's, which asks for it between a step's last backward and the optimiser; the guard's place.
 
-        DeepSpeed has stepped by now, and has itself left out a step whose norm is not finite. So has, later, a float16
-        loss scaler, whose business overflows are until its scale falls below 1.
+        DeepSpeed has stepped by now, and left a step out whose norm is not finite. A float16 loss scaler will do so;
+        overflows are its business until its scale falls below 1.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        scaler = self.accelerator.scaler
+        if grad_norm is None:
+            grad_norm = self._engine_norm
+        scaler = scaler_of_deepspeed(model) if self.is_deepspeed_enabled else self.accelerator.scaler
         if scaler is not None and scaler.get_scale() >= 1:
             self._guard.forget()
         elif not self._guard.passes(
@@ -195,6 +202,20 @@ class ReliableTrainer(Trainer):
             done = self.state.global_step - self._globalstep_last_logged
             self._tr_loss *= (done + 1) / max(done, 1)  # the logged mean counts this step too
         return grad_norm
+
+    def _step_engine(self, engine: Any) -> None:
+        """DeepSpeed's step, which clips too and makes the Trainer's own call of the optimiser do nothing. Stages 1 to 3
+        leave it out where the gradient is not finite; stage 0 is helped to.
+        """
+        if engine.zero_optimization_stage() == 0 and scaler_of_deepspeed(engine) is None:
+            gradients = [value.grad for value in engine.module.parameters() if value.grad is not None]
+            self._engine_norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(self._engine_norm):  # not before: its clipping wants gradients
+                hook = engine.optimizer.register_step_pre_hook(lambda *_: engine.zero_grad())
+                engine.step()
+                hook.remove()
+                return
+        engine.step()
 
     def _examples_of(self, micro_step: int) -> list[int] | None:
         """The numbers in the training set of this rank's examples in a micro-batch of the current step."""

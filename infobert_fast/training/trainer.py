@@ -337,7 +337,7 @@ class InfoBertTrainer(ReliableTrainer):
                 observe=functools.partial(self._guard.note, self._place[1]),
             )
         if self.is_deepspeed_enabled and self.accelerator.sync_gradients:
-            cast(Any, model).step()  # clips too; the Trainer's own call of its optimiser does nothing
+            self._step_engine(model)
         self._terms.add(terms, weight=sentences)
         return terms["loss"]
 

@@ -1,10 +1,11 @@
 """A script of tiny trainings: run alone, or by torchrun under one engine after the other.
 
-    python ranks.py OUT RANKS ENGINE... [--grid]     ENGINE: one, ddp, or the name of a DeepSpeed file of the package
+    python ranks.py OUT RANKS ENGINE... [--grid | --nonfinite]     ENGINE: one, ddp, or a DeepSpeed file of the package
 
 RANKS is how many ranks' data one optimisation step sees. Run alone with the engine "one", one process plays them all:
 the ranks' micro-batches follow each other in its accumulation, or, where a scenario asks for it, stand in one joint
-batch. --grid runs the whole grid of cases and nothing else. Each process writes ``OUT/<engine>-<scenario>-<rank>.pt``.
+batch. --grid runs the whole grid of cases and nothing else, --nonfinite the runs with a NaN alone. Each process writes
+``OUT/<engine>-<scenario>-<rank>.pt``.
 """
 
 import argparse
@@ -254,6 +255,39 @@ def run(engine, name, out, ranks, **settings):
     record(trainer, watch, before, out / f"{engine}-{name}-{trainer.args.process_index}.pt")
 
 
+class Snapshots(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self):
+        self.taken = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.taken.append(weights(model))
+
+
+def nonfinite(engine, out, ranks):
+    """Three steps; the second rank's task loss is NaN in the second one's first micro-batch."""
+    for action in ("stop", "skip"):
+        trainer, _ = build(engine, action, out, ranks, examples=make_examples(6 * BATCH * ranks), accumulation=2,
+            adv_steps=2, nonfinite=action, optim="adamw_torch", learning_rate=1e-2, max_grad_norm=1.0)  # fmt: skip
+        inner = trainer.compute_loss
+
+        def spoiled(*args, trainer=trainer, inner=inner, **kwargs):
+            loss, outputs = inner(*args, **kwargs)
+            spoil = (trainer.args.process_index, *trainer._place) == (1, 1, 0)
+            return (loss * float("nan") if spoil else loss), outputs
+
+        trainer.compute_loss, message = spoiled, ""
+        trainer.add_callback(snapshots := Snapshots())
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            message = str(error)
+        result = {"message": message, "skipped": trainer._guard.skipped, "after": snapshots.taken}
+        result["end"] = weights(trainer.model)
+        torch.save(result, out / f"{engine}-{action}-{trainer.args.process_index}.pt")
+
+
 def grid(engine, out, ranks, cases=GRID):
     """One optimisation step of every case; gradients are compared with those of one process."""
     for version, adv_steps, accumulation in cases:
@@ -275,6 +309,8 @@ def scenarios(engine, out, ranks):
             **adam)  # fmt: skip
     if engine in BRIEF:
         return
+    if engine != "one":
+        nonfinite(engine, out, ranks)
     # Three micro-batches in groups of two: the last step is one micro-batch.
     run(name="short", **common, examples=make_examples(3 * group), adv_steps=2, accumulation=2, **joint)
     # Every second micro-batch, all those of the second rank, is of one-token sentences: no anchor there.
@@ -348,8 +384,13 @@ def main():
     parser.add_argument("ranks", type=int)
     parser.add_argument("engines", nargs="+")
     parser.add_argument("--grid", action="store_true")
+    parser.add_argument("--nonfinite", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.nonfinite:
+        for engine in args.engines:
+            nonfinite(engine, args.out, args.ranks)
+        return
     for engine in args.engines:
         grid(engine, args.out, args.ranks, GRID if args.grid else SUITE.get(engine, GRID))
         if not args.grid:

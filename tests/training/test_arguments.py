@@ -82,6 +82,13 @@ from infobert_fast.training.smoothness import R3F, SMART, RDrop, SmoothnessObjec
         ({"rdrop_weight": -1.0}, "`rdrop_weight` was -1.0"),
         ({"smoothness_dropout": "none"}, "`smoothness_dropout` was 'none'; it must be one of 'fresh', 'same'"),
         ({"objective": "rdrop", "smoothness_dropout": "same"}, "`smoothness_dropout` was 'same' with R-Drop"),
+        ({"nonfinite": "ignore"}, "`nonfinite` was 'ignore'; it must be one of 'stop', 'skip'"),
+        ({"nonfinite": "skip", "version": 1}, "`nonfinite` was 'skip' with `version` 1; .*use 'stop'"),
+        ({"critic_checkpoint": "a", "version": 3}, "`critic_checkpoint` was 'a' with `version` 3, which has no critic"),
+        (
+            {"adv_clean_pass": True, "adv_steps": 1, "adv_init_mag": 0.0},
+            "`adv_clean_pass` was True without an adversary, .*: leave it False",
+        ),
         (
             {"ddp_find_unused_parameters": True},
             "`ddp_find_unused_parameters` was True with `version` 6; .* leave it False",

@@ -152,6 +152,48 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_model, make_examples, make_
     assert again == log
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"train_sampling_strategy": "group_by_length"}, id="grouped by length, within the second epoch"),
+        pytest.param({"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}, id="accumulation"),
+        pytest.param({"logging_steps": 3}, id="a log line over both sides of the checkpoint"),
+        pytest.param({"nonfinite": "skip", "adv_clean_pass": True}, id="clean pass"),
+        pytest.param({"batch_tokens": 30}, id="batches by tokens"),
+        pytest.param({"objective": "rdrop", "version": None}, id="R-Drop"),
+    ],
+)
+def test_whatever_the_settings(make_model, make_examples, make_trainer, tmp_path, changes):
+    settings = {**SETTINGS, "adv_steps": None, "num_train_epochs": 3, "output_dir": str(tmp_path / "run"), **changes}
+    whole = make_trainer(make_model(), make_examples(12), **settings)
+    whole.train()
+    middle = next(step for step in (4, 6, 8) if step % (whole.state.max_steps // 3))  # within an epoch
+    resumed = make_trainer(make_model(seed=5), make_examples(12), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{middle}"))
+    assert states_equal(resumed.model.state_dict(), whole.model.state_dict())
+    assert lines(resumed) == lines(whole)
+
+
+def test_evaluations_do_not_change_the_training(make_model, make_examples, make_trainer, tmp_path):
+    """Also where one fell between a checkpoint at an epoch's last step and the next epoch."""
+    found = []
+    for evaluations in ("no", "epoch"):
+        settings = {**SETTINGS, "num_train_epochs": 2, "eval_strategy": evaluations}
+        settings["output_dir"] = str(tmp_path / evaluations)
+        run = make_trainer(make_model(), make_examples(16), eval_dataset=make_examples(4), **settings)
+        run.train()
+        found.append(run.model.state_dict())
+    assert states_equal(*found)
+    resumed = make_trainer(make_model(seed=5), make_examples(16), eval_dataset=make_examples(4), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "epoch" / "checkpoint-4"))
+    assert states_equal(resumed.model.state_dict(), found[0])
+
+
+def lines(trainer):
+    """The training's log lines, all numbers."""
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
 def test_resuming_with_a_critic_of_another_width_is_refused(saved, make_model, make_examples, make_trainer, tmp_path):
     trainer = make_trainer(make_model(), make_examples(8), **{**SETTINGS, "critic_hidden_dim": 30})
     with pytest.raises(ValueError, match=r"is of a run with other settings.*critic_hidden_dim: 20 -> 30"):
@@ -171,3 +213,49 @@ def test_the_best_model_brings_its_critic(make_model, make_examples, make_traine
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert states_equal(trainer.model.state_dict(), load_file(best / "model.safetensors"))
+
+
+# ---- the published critic
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.mi_estimator."])
+def test_a_published_critic_is_imported(make_model, make_examples, make_trainer, make_critic, tmp_path, prefix):
+    """From a state dict whose keys bear DataParallel's prefix or none, named or found in the model's folder."""
+    critic = make_critic(make_model(), 20)
+    state = {prefix + name: value for name, value in critic.state_dict().items()}
+    make_model().save_pretrained(tmp_path / "published")
+    torch.save(state, tmp_path / "published" / "mi_estimator.bin")
+    folder = BertForSequenceClassification.from_pretrained(tmp_path / "published")
+    named = make_model()
+    make_trainer(folder, make_examples(4), **SETTINGS)
+    make_trainer(
+        named, make_examples(4), critic_checkpoint=str(tmp_path / "published" / "mi_estimator.bin"), **SETTINGS
+    )
+    for model in (folder, named):
+        assert states_equal(model.mi_estimator.state_dict(), critic.state_dict())
+
+
+class Foreign:
+    def __reduce__(self):
+        return (print, ("code of a stranger",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"F_func.0.weight": torch.zeros(7, 64)}, r"has shapes \{'F_func.0.weight': \[7, 64\]\}; this run's has"),
+        ({"other.weight": torch.zeros(1)}, "`critic_checkpoint` was .*, which holds no critic"),
+        ([torch.zeros(1)], "holds a list; it must be a state dict"),
+        ({"F_func.0.weight": Foreign()}, "holds more than tensors and is not loaded"),
+    ],
+)
+def test_what_is_no_critic_is_refused(make_model, make_examples, make_trainer, tmp_path, capsys, content, message):
+    torch.save(content, tmp_path / "critic.bin")
+    with pytest.raises(ValueError, match=message):
+        make_trainer(make_model(), make_examples(4), critic_checkpoint=str(tmp_path / "critic.bin"), **SETTINGS)
+    assert "stranger" not in capsys.readouterr().out
+
+
+def test_a_critic_that_is_not_there_is_refused(make_model, make_examples, make_trainer, tmp_path):
+    with pytest.raises(ValueError, match=r"`critic_checkpoint` was .*nowhere', which holds no critic"):
+        make_trainer(make_model(), make_examples(4), critic_checkpoint=str(tmp_path / "nowhere"), **SETTINGS)

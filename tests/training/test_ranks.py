@@ -238,3 +238,26 @@ def test_deepspeed_settings_that_train_something_else_are_refused(results):
             assert f"`{half}` is enabled, in the arguments or the DeepSpeed configuration" in messages[half]
             assert '"torch_autocast": {"enabled": true, "dtype": "bfloat16"}' in messages[half]
         assert "max_grad_norm to 0" in messages["clipped"]
+
+
+@pytest.mark.parametrize("engine", THOROUGH)
+def test_a_loss_that_is_nan_on_one_rank_stops_all_with_the_same_words(results, engine):
+    first, second = results(engine, "stop")
+    assert first["message"] == second["message"]
+    cause = "step 1: task_loss not finite (rank 1, micro-batch 0: task_loss nan, training examples 20, 21, 22, 23)."
+    assert first["message"].startswith(cause)
+    for rank in (first, second):
+        assert len(rank["after"]) == 1
+        assert distance(rank["end"], rank["after"][0]) == 0  # the step was not taken
+
+
+@pytest.mark.parametrize("engine", THOROUGH)
+def test_a_loss_that_is_nan_on_one_rank_is_skipped_by_all(results, engine):
+    first, second = results(engine, "skip")
+    for rank in (first, second):
+        assert rank["skipped"] == 1
+        assert len(rank["after"]) == 3
+        assert distance(rank["after"][1], rank["after"][0]) == 0
+        assert distance(rank["after"][2], rank["after"][1]) > 1e-3
+        assert all(value.isfinite().all() for value in rank["end"].values())
+    assert distance(first["end"], second["end"]) == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -433,3 +434,36 @@ def test_no_value_is_read_on_the_host(
         run_step(model, batch, target, lengths=lengths, forward=encoder)
         with pytest.raises(AssertionError, match="item was called"):  # the guard itself works
             torch.ones(()).item()
+
+
+@pytest.mark.parametrize("version", [3, 6])
+@pytest.mark.parametrize("adv_steps", [1, 2])
+def test_a_clean_pass_comes_first_and_weighs_as_much(
+    make_model, make_examples, pad, make_critic, literal_step, run_step, objective, gradients, version, adv_steps
+):
+    """One literal pass at delta 0 and ``adv_steps`` from the random start, in the proportion 1 to ``adv_steps``."""
+    settings = {**PUBLISHED, "version": version, "adv_steps": adv_steps}
+    model = make_model(dtype=torch.float64)
+    critic = make_critic(model) if version == 6 else None
+    twin, batch = copy.deepcopy(model), pad(make_examples(4))
+    target = objective(settings, critic)
+    target.adversary = dataclasses.replace(target.adversary, clean_pass=True)
+    assert target.units == (4 if version == 6 else 3) * (adv_steps + 1)
+    torch.manual_seed(99)
+    run_step(model, batch, target)
+    embeddings = twin.get_input_embeddings()(batch["input_ids"])
+    generator = torch.Generator().manual_seed(SEED)
+    start = functional.freelb_init(embeddings, batch["attention_mask"], settings["adv_init_mag"], "l2", generator)
+    for passes, delta in ((1, torch.zeros_like(start)), (adv_steps, start)):
+        torch.manual_seed(99)
+        literal_step(
+            twin,
+            batch,
+            delta,
+            {**settings, "adv_steps": passes},
+            critic=getattr(twin, "mi_estimator", None),
+            scale=passes / (adv_steps + 1),
+        )
+    found, expected = gradients(model), gradients(twin)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=0)
