@@ -159,6 +159,13 @@ class ReliableTrainer(Trainer):
             self._terms.load_state_dict(progress["terms"])
             self._guard.skipped = progress["skipped_steps"]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, which would go one step beyond the last where a run resumed there is within an epoch."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the random state is left as it was, so that training does not depend on evaluations."""
         replay = RandomReplay(self.args.device)

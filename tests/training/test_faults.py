@@ -180,6 +180,14 @@ def test_a_damaged_checkpoint_is_passed_over(run, tmp_path, damage):
     assert checkpoints.fault(tmp_path / "run" / "checkpoint-6") is None  # written anew over the damaged one
 
 
+def test_a_finished_run_takes_no_further_step(run):
+    """Ended within an epoch; stock transformers would go on to step 6."""
+    finished = run(max_steps=5, save_steps=1)
+    again = run("auto", max_steps=5, save_steps=1)
+    assert again.state.global_step == 5
+    assert states_equal(again.model.state_dict(), finished.model.state_dict())
+
+
 def test_auto_starts_afresh_where_there_is_nothing(run, tmp_path):
     assert run("auto").state.global_step == 6
     shutil.rmtree(tmp_path / "run")
