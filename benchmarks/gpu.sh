@@ -10,3 +10,4 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/dev
 python -m pytest -m gpu -q -p no:cacheprovider 2>&1 | tee "$out/tests.txt"
 python benchmarks/info_nce.py --sizes 256 512 1024 2048 4096 --output "$out/info_nce.json"
 python benchmarks/step.py --repeats 20 --output "$out/step.json"
+python -m infobert_fast.cli bench regularizers --output "$out/regularizers.json"

@@ -132,7 +132,7 @@ def club_backward_kernel(
 
 
 # Sixteen lanes a column in four warps; at most RANGES ranges of rows, so that merging them stays a small kernel.
-ROWS, UNITS, MASK, RANGES, LEAST_ROWS = 16, 128, 1024, 128, 32
+ROWS, UNITS, MASK, RANGES, LEAST_ROWS, BACKWARD_ROWS = 16, 128, 64, 128, 32, 32
 
 
 def club_forward(y, mask):
@@ -165,8 +165,8 @@ def club_backward(grad, y, mask, centre, total):
     dy = torch.empty((n_rows, n_units), device=y.device, dtype=y.dtype)
     mask = None if mask is None else mask.contiguous()
     with on_device(y):
-        club_backward_kernel[(triton.cdiv(n_rows, ROWS), triton.cdiv(n_units, UNITS))](
+        club_backward_kernel[(triton.cdiv(n_rows, BACKWARD_ROWS), triton.cdiv(n_units, UNITS))](
             grad, y, mask, centre, total, dy, *y.stride(), n_rows, n_units,
-            BR=ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4,
+            BR=BACKWARD_ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4,
         )  # fmt: skip
     return dy

@@ -35,7 +35,9 @@ def variants():
         )  # fmt: skip
         tile = {"BR": club.ROWS, "BH": club.UNITS, "BM": club.MASK, "MASKED": True}
         yield case(f"moments, {dtype}", club.moments_kernel, y_ptr=x, **tile)
-        yield case(f"club_backward, {dtype}", club.club_backward_kernel, y_ptr=x, dy_ptr=x, **tile)
+        yield case(
+            f"club_backward, {dtype}", club.club_backward_kernel, y_ptr=x, dy_ptr=x, **tile | {"BR": club.BACKWARD_ROWS}
+        )
         tile = {"BR": sampled_club.ROWS, "BH": sampled_club.UNITS, "MASKED": True}
         yield case(f"distance, {dtype}", sampled_club.distance_kernel, y_ptr=x, **tile)
         tile["BH"] = sampled_club.ROW_UNITS

@@ -2,9 +2,12 @@
 
 import aot
 import pytest
+import triton
 
-# eight programs of four warps on a multiprocessor at 64 registers; memory is kept busy by the loads in flight
-REGISTERS, SHARED_BYTES = 128, 16 * 1024
+# Four programs of four warps on a multiprocessor at 128 registers, and the loads in flight keep memory busy. Triton 3.6
+# needs more for the ranks.
+OLD = tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 9)
+REGISTERS, SHARED_BYTES = 152 if OLD else 128, 16 * 1024
 RANK_CEILING = 2.6
 
 
