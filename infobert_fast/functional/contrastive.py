@@ -56,8 +56,8 @@ def info_nce(
             other. Each rank calls with its own pairs, perhaps none; the convention for values and gradients is that of
             :mod:`infobert_fast.functional.ranks`, and neither depends on how the pairs are split over ranks.
         implementation: see :mod:`infobert_fast.functional`.
-        precision: ``"exact"`` (float32 arithmetic) or ``"fast"`` (half-precision tensor cores where a kernel has them;
-            elsewhere the same as exact).
+        precision: ``"exact"`` (float32 arithmetic) or ``"fast"`` (half-precision tensor cores in both passes where
+            a kernel has them, elsewhere the same as exact; docs/kernels.md has the errors).
         validate: read and check index values too: on a CPU unless False, on a GPU only if True (it waits for the
             device).
 

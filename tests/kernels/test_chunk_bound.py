@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import make_case
 
 from infobert_fast import reference
@@ -92,9 +94,9 @@ def test_layouts_and_indices(layout, globals_, device):
     check(case._replace(a=case.a[:9], b=case.b[:9], options=case.options | {"local_index": None, "pair_index": None}))
 
 
-@pytest.mark.parametrize("offset", [50.0, -50.0])
-def test_common_offset(offset, device):
-    case = make_case(33, 40, offset=offset, chunk_size=32, device=device)
+@pytest.mark.parametrize("layout", ["plain", "strided"])
+def test_common_offset(layout, device):
+    case = make_case(33, 40, offset=50.0, chunk_size=32, layout=layout, device=device)
     for name, out, exact in zip(NAMES, run(case), truth(case, torch.float64), strict=True):
         assert (out - exact).abs().max() <= 8e-6 * exact.abs().max().clamp_min(0.1), name
 
@@ -128,6 +130,15 @@ def test_two_runs_give_the_same_bits(device):
     case = make_case(33, 40, globals_=9, pairs=70, chunk_size=32, device=device)
     for name, first, second in zip(NAMES, run(case), run(case), strict=True):
         assert torch.equal(first, second), name
+
+
+@settings(max_examples=15, deadline=None, database=None, derandomize=True)
+@given(
+    rows=st.integers(1, 40), globals_=st.integers(1, 70), H=st.integers(1, 24), pairs=st.integers(1, 90),
+    chunk_size=st.sampled_from([1, 3, 16, 17, 33, 64]), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_any_shape(rows, globals_, H, pairs, chunk_size, seed):
+    check(make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, seed=seed, device="cpu"))
 
 
 def arguments(device, dtype=torch.float32):

@@ -147,10 +147,11 @@ def test_no_pairs(chunk_size, rows, device):
         assert torch.equal(gradient, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("layout", ["plain", "strided"])
 @pytest.mark.parametrize("chunk_size", [None, 32])
-def test_common_offset_costs_no_digits(chunk_size, device):
+def test_common_offset_costs_no_digits(chunk_size, layout, device):
     """Local rows at +50, global rows at -50: the sums a + b are ordinary, and so must the errors be."""
-    case = make_case(33, 40, offset=50.0, chunk_size=chunk_size, device=device)
+    case = make_case(33, 40, offset=50.0, chunk_size=chunk_size, layout=layout, device=device)
     truth, grad = values_and_gradients(case, torch.float64)
     ours = run(case, grad.float())
     for name, out, exact in zip(NAMES, ours, truth, strict=True):
