@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_the_whole_grid(ran, engine, ranks):
         every = ran((engine,), ranks, "--grid")(engine, case)
         assert len(every) == ranks
         check_case(ran(("one",), ranks, "--grid")("one", case)[0], every)
+
+
+@pytest.mark.slow
+def test_two_hosts(ran, tmp_path):
+    """In network namespaces of their own, under ZeRO-2."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need Linux, root and iproute2")
+    script = SCRIPT.with_name("two_hosts.sh")
+    subprocess.run(["bash", str(script), str(tmp_path)], check=True, env={**os.environ, "PYTHON": sys.executable})
+    for case in GRID:
+        check_case(ran(("one",), 2, "--grid")("one", case)[0], Written(tmp_path)("zero2", case))
 
 
 @pytest.mark.parametrize("engine", THOROUGH)
