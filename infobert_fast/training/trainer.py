@@ -206,7 +206,7 @@ class InfoBertTrainer(ReliableTrainer):
     def _refuse_unsupported_engines(self) -> None:
         if self.is_fsdp_enabled:
             raise ValueError(
-                "`fsdp` is set; the input gradient does not pass through FSDP's hooks: use DDP or DeepSpeed ZeRO-2 or -3"
+                "`fsdp` is set; the input gradient does not pass through FSDP's hooks: use DDP or DeepSpeed ZeRO-2 or 3"
             )
         if self.is_deepspeed_enabled:
             check_deepspeed_config(self.accelerator.state.deepspeed_plugin.hf_ds_config)
