@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME=MODULE:FUNCTION",
         help="time another implementation too; its arguments are those of the suite's other implementations",
     )
-    parser.addoption("--seconds", type=float, default=1.0, help="timed seconds a benchmark (three rounds at least)")
+    parser.addoption("--seconds", type=float, default=1.0, help="timed seconds a benchmark (a few rounds at least)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,9 +79,11 @@ def gate(gates: dict[Any, str | None]) -> Callable[..., None]:
 
 @pytest.fixture
 def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """``measure(call, work=None, **facts)``: the first call's time, memory, then rounds with a flushed cache."""
+    """``measure(call, work=None, least=3, **facts)``: the first call's time, memory, then rounds with a flushed cache,
+    ``least`` of them however long one takes.
+    """
 
-    def measure(call: Callable[[], Any], *, work: Work | None = None, **facts: Any) -> None:
+    def measure(call: Callable[[], Any], *, work: Work | None = None, least: int = 3, **facts: Any) -> None:
         begin = time.perf_counter()
         call()
         if DEVICE == "cuda":
@@ -90,7 +92,7 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Non
         start = clock()
         extra = peak_mib(call)
         once = clock() - start
-        rounds = int(max(3, min(100, request.config.getoption("--seconds") / max(once, 1e-6))))
+        rounds = int(max(least, min(100, request.config.getoption("--seconds") / max(once, 1e-6))))
         benchmark.pedantic(call, setup=flush, rounds=rounds)
         benchmark.extra_info.update(facts, first_call_s=first, extra_mib=extra)
         if work is not None:

@@ -78,13 +78,15 @@ def show(content: dict[str, Any]) -> None:
     )
     for title in dict.fromkeys(_title(row) for row in content["rows"]):
         rows = [row for row in content["rows"] if _title(row) == title]
-        parameters = [name for name in rows[0] if name not in (*MEASURED, "group", "name")]
-        table = Table(*parameters, title=title)
+        varied = [name for name in rows[0] if name not in (*MEASURED, "group", "name")]
+        shared = [name for name in varied if len(rows) > 1 and all(row.get(name) == rows[0][name] for row in rows)]
+        parameters = [name for name in varied if name not in shared]
+        table = Table(*parameters, title=", ".join([title, *(f"{name} {rows[0][name]}" for name in shared)]))
         for column in ("ms", "spread %", "MiB", "% of roofline", "first, s"):
             table.add_column(column, justify="right")
         for row in rows:
             table.add_row(
-                *(str(row[name]) for name in parameters),
+                *(str(row.get(name, "")) for name in parameters),
                 f"{1e3 * row['median']:,.3f}",
                 f"{100 * (row['q3'] - row['q1']) / row['median']:.0f}",
                 f"{row['extra_mib']:,.1f}",
