@@ -1,13 +1,139 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call on a machine that has torch and triton: the tests marked gpu, then the
-# timings. Results go to the folder named first (default benchmarks/results/gpu). Nothing is timed while a test is red.
+# Everything that needs a GPU, in one call and within nine minutes: the tests marked gpu, the sanitizer, every suite.
+#
+#   benchmarks/gpu.sh [all|tests|sanitize|bench] [FOLDER]
+#
+# Results go to FOLDER, by default benchmarks/results/ and the device's name; a part that is finished there is skipped,
+# so that a call which was cut off goes on where it was. Nothing is timed while a test is red. Settings:
+#   BUDGET=530    seconds for all parts; a suite that no longer fits is left for the next call
+#   SECONDS_EACH=0.5    timed seconds a benchmark
+#
+# The machine needs torch, triton and transformers. What else is missing comes from wheels in benchmarks/wheels/ (not in
+# the repository), which a machine with an index fills for the GPU machine's Python and platform:
+#   pip download --no-deps --only-binary :all: --python-version 3.12 -d benchmarks/wheels \
+#       -c constraints.txt pytest iniconfig pluggy pytest-benchmark py-cpuinfo rich markdown-it-py mdurl pygments tqdm \
+#       hypothesis sortedcontainers datasets dill multiprocess xxhash pandas pyarrow accelerate psutil
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=${1:-benchmarks/results/gpu}
+
+part=${1:-all}
+case $part in
+all | tests | sanitize | bench) ;;
+*)
+    echo "the part was '$part'; it must be all, tests, sanitize or bench" >&2
+    exit 2
+    ;;
+esac
+python=${PYTHON:-python}
+budget=${BUDGET:-530}
+each=${SECONDS_EACH:-0.5}
+export HF_HUB_OFFLINE=1
+
+if ! name=$("$python" -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null); then
+    echo "no CUDA device that $python's torch can use; set PYTHON to one that can" >&2
+    exit 1
+fi
+slug=$(printf '%s' "$name" | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9' '-' | sed 's/^nvidia-//; s/-*$//')
+out=${2:-benchmarks/results/$slug}
 mkdir -p "$out"
-python -m pip install --quiet --no-deps --no-build-isolation -e .
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/device.txt"
-python -m pytest -m gpu -q -p no:cacheprovider 2>&1 | tee "$out/tests.txt"
-python benchmarks/info_nce.py --sizes 256 512 1024 2048 4096 --output "$out/info_nce.json"
-python benchmarks/step.py --repeats 20 --output "$out/step.json"
-python -m infobert_fast.cli bench regularizers --output "$out/regularizers.json"
+
+prepare() {
+    local missing wheel
+    if compgen -G 'benchmarks/wheels/*.whl' >/dev/null; then
+        # One by one and without dependencies: what the machine has (torch above all) stays as it is.
+        for wheel in benchmarks/wheels/*.whl; do
+            missing=$(basename "$wheel" | sed 's/-[0-9].*//')
+            "$python" -m pip show --quiet "$missing" 2>/dev/null ||
+                "$python" -m pip install --quiet --no-deps --no-index "$wheel"
+        done
+    fi
+    "$python" -m pip install --quiet --no-deps --no-build-isolation -e .
+}
+
+tests() {
+    local red=0
+    "$python" -m pytest -m gpu -q -p no:cacheprovider >"$out/tests.partial" 2>&1 || red=$?
+    tail -n 25 "$out/tests.partial"
+    if ((red)); then
+        echo "the tests are red (in $out/tests.partial): nothing is timed" >&2
+        exit 1
+    fi
+    mv "$out/tests.partial" "$out/tests.txt"
+}
+
+# Small cases of every kernel: a sanitizer slows them down a hundredfold. Allocations are PyTorch's own, or a read
+# beyond a tensor would end in another one of the same block, and not be seen.
+sanitize() {
+    local tool sanitizer
+    if ! sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null); then
+        echo "compute-sanitizer is not installed: not run" | tee "$out/sanitizer.txt"
+        return
+    fi
+    : >"$out/sanitizer.partial"
+    for tool in memcheck racecheck; do
+        echo "== $tool" >>"$out/sanitizer.partial"
+        if ! PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 100 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+            "$python" benchmarks/small_cases.py >>"$out/sanitizer.partial" 2>&1; then
+            tail -n 40 "$out/sanitizer.partial"
+            echo "$tool found errors, or took too long (in $out/sanitizer.partial): nothing is timed" >&2
+            exit 1
+        fi
+    done
+    mv "$out/sanitizer.partial" "$out/sanitizer.txt"
+    grep -E '==|SUMMARY' "$out/sanitizer.txt" | grep -E '^== |SUMMARY' || true
+}
+
+bench() {
+    local suite
+    for suite in info_nce path step regularizers separable evaluation data; do
+        if [[ -f $out/$suite.json ]]; then
+            echo "$suite: done before"
+        elif ((SECONDS > budget - 60)); then
+            echo "$suite: left for the next call"
+            left=1
+        else
+            timeout "$((budget - SECONDS))" "$python" -m infobert_fast.cli bench "$suite" --seconds "$each" \
+                --output "$out/$suite.json" || { echo "$suite: not whole" >&2 && left=1; }
+        fi
+    done
+}
+
+# The last lines of the output: the estimator and the step, medians in ms.
+summary() {
+    "$python" - "$out" <<'PYTHON'
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "benchmarks")
+from reading import read
+
+content = read(Path(sys.argv[1]))
+for row in content["rows"] if content else []:
+    if row["name"].startswith(("test_all_pairs", "test_step[", "test_path", "test_clip")):
+        roofline = f"{100 * row['roofline']:5.1f} % of roofline" if "roofline" in row else ""
+        print(f"{row['group']:10} {row['name'][5:]:48} {1e3 * row['median']:12.3f} ms {row['extra_mib']:10.1f} MiB {roofline}")
+PYTHON
+}
+
+left=0
+prepare
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/device.txt" 2>/dev/null || echo "$name" >"$out/device.txt"
+for one in tests sanitize; do
+    result=$out/$([[ $one == tests ]] && echo tests || echo sanitizer).txt
+    if [[ $part == "$one" || $part == all ]]; then
+        if [[ -f $result ]]; then
+            echo "$one: done before"
+        else
+            "$one"
+        fi
+    fi
+done
+if [[ $part == bench || $part == all ]]; then
+    if [[ ! -f $out/tests.txt ]]; then
+        echo "the tests have not passed here yet: benchmarks/gpu.sh tests" >&2
+        exit 1
+    fi
+    bench
+fi
+summary
+((left == 0)) || echo "not everything is done: call it again"

@@ -1,0 +1,73 @@
+"""benchmarks/gpu.sh with a Python that only notes what it is asked for: order, restarts, and no timing while red."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
+FAKE = """#!/usr/bin/env bash
+case "$*" in
+*get_device_name*) echo "NVIDIA H100 80GB HBM3" ;;
+*"pip install"* | *"pip show"*) ;;
+*"pytest -m gpu"*) echo tests >>"$NOTES"; exit "${RED:-0}" ;;
+*small_cases*) echo sanitize >>"$NOTES" ;;
+*"infobert_fast.cli bench"*)
+    suite=$4 output=${!#}
+    echo "$suite" >>"$NOTES"
+    [[ $suite == "${BROKEN:-}" ]] && exit 1
+    echo '{}' >"$output" ;;
+-\\ *) cat >/dev/null ;;
+*) exit 99 ;;
+esac
+"""
+
+
+@pytest.fixture
+def gpu(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text(FAKE)
+    fake.chmod(0o755)
+    notes = tmp_path / "notes"
+
+    def run(part, **environment):
+        notes.write_text("")
+        environment = {**os.environ, "PYTHON": str(fake), "NOTES": str(notes), **environment}
+        done = subprocess.run(["bash", SCRIPT, part, tmp_path / "out"], env=environment, capture_output=True, text=True)
+        return done, notes.read_text().split()
+
+    return run
+
+
+def test_parts_that_are_finished_are_skipped(gpu, tmp_path):
+    done, asked = gpu("all", BROKEN="step")
+    assert done.returncode == 0, done.stderr
+    suites = ["info_nce", "path", "step", "regularizers", "separable", "evaluation", "data"]
+    assert [name for name in asked if name != "sanitize"] == ["tests", *suites]
+    assert "call it again" in done.stdout
+    done, asked = gpu("all")
+    assert asked == ["step"]
+    assert "call it again" not in done.stdout
+    assert (tmp_path / "out" / "tests.txt").exists()
+
+
+def test_nothing_is_timed_while_a_test_is_red(gpu):
+    done, asked = gpu("all", RED="1")
+    assert done.returncode == 1
+    assert asked == ["tests"]
+    assert "nothing is timed" in done.stderr
+    assert gpu("bench")[0].returncode == 1  # nor without having been tested
+    assert gpu("bench")[1] == []
+
+
+def test_the_budget_leaves_suites_for_the_next_call(gpu):
+    done, asked = gpu("all", BUDGET="0")
+    assert [name for name in asked if name != "sanitize"] == ["tests"]
+    assert "left for the next call" in done.stdout
+
+
+def test_every_suite_is_named():
+    suites = {path.stem.removeprefix("bench_") for path in SCRIPT.parent.glob("bench_*.py")}
+    (line,) = [line for line in SCRIPT.read_text().splitlines() if "for suite in" in line]
+    assert set(line.split(" in ")[1].split(";")[0].split()) == suites

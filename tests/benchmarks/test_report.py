@@ -1,0 +1,126 @@
+"""The report and the growth model, on results of no machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+PAGE = """# Page
+
+<!-- table: cpu machine -->
+<!-- end -->
+<!-- picture: cpu pairs -->
+<!-- end -->
+<!-- picture: cpu step -->
+<!-- end -->
+<!-- table: cpu info_nce all_pairs -->
+<!-- end -->
+<!-- table: cpu step parts -->
+<!-- end -->
+<!-- table: cpu readme -->
+<!-- end -->
+<!-- table: cpu growth -->
+<!-- end -->
+<!-- picture: cpu growth -->
+<!-- end -->
+<!-- table: tpu info_nce all_pairs -->
+<!-- end -->
+"""
+
+
+@pytest.fixture(autouse=True)
+def on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def folder(tmp_path, results):
+    (tmp_path / "results" / "cpu").mkdir(parents=True)
+    (tmp_path / "results" / "cpu" / "bench.json").write_text(json.dumps(results))
+    (tmp_path / "page.md").write_text(PAGE)
+    return tmp_path
+
+
+def report(folder, monkeypatch, *arguments):
+    import report
+
+    report._content.cache_clear()
+    monkeypatch.setattr(
+        "sys.argv", ["report.py", str(folder / "page.md"), "--results", f"{folder}/results", *arguments]
+    )
+    report.main()
+    return (folder / "page.md").read_text()
+
+
+def test_a_page_is_filled_and_filled_the_same_again(folder, monkeypatch):
+    with pytest.raises(SystemExit, match="does not show the results"):
+        report(folder, monkeypatch, "--check")
+    page = report(folder, monkeypatch)
+    assert "A processor, 2 threads" in page
+    assert "| 512 | 4,472 (3,171) | 447 (943) | 49.7 (30.2) | 29.8 (27.6) | 24 |" in page
+    assert "| 1,024 | - | 1,696 | **188** | - | 3,695 | **46** |" in page
+    assert "| anchored features | 20.0 | 15 | 10.0 |" in page
+    assert "Not measured yet" in page.split("tpu")[1]
+    pictures = {path.name: path.read_bytes() for path in (folder / "page").iterdir()}
+    assert set(pictures) == {"cpu-pairs.svg", "cpu-step.svg", "cpu-growth.svg"}
+    assert report(folder, monkeypatch) == page
+    assert {path.name: path.read_bytes() for path in (folder / "page").iterdir()} == pictures
+    report(folder, monkeypatch, "--check")
+
+
+def test_markers_and_files_that_are_wrong_are_refused(folder, results, monkeypatch):
+    (folder / "page.md").write_text("<!-- table: cpu info_nce al_pairs -->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="names no benchmark"):
+        report(folder, monkeypatch)
+    (folder / "results" / "cpu" / "more.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="both hold info_nce"):
+        report(folder, monkeypatch)
+    results["rows"] = []
+    results["machine"]["device"] = "another"
+    (folder / "results" / "cpu" / "more.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="keep one device a folder"):
+        report(folder, monkeypatch)
+
+
+def test_the_model_gives_its_fitted_sizes_exactly_and_follows_a_machine_that_obeys_it(results):
+    import growth
+
+    truth = growth.Machine(1e11, 1e11, 1e10, 5e10, {"critic": 0.4, "encoder": 0.7, "around": 0.5})
+    for row in results["rows"]:
+        if row["group"] == "info_nce":
+            row["median"] = truth.seconds(growth.critic(row["pairs"], row["pairs"], 768))
+        elif row["name"].startswith("test_step[") and row["implementation"] == "floor":
+            row["median"] = truth.seconds(growth.encoder(6, 768, 8, 128, 12))
+        elif row["name"].startswith("test_step["):
+            row["median"] = truth.seconds(growth.step(6, 768, 8, 128))
+        elif row["group"] == "path":
+            row["median"] = truth.seconds(growth.path(32, 128, 768, row["negatives"]))
+        elif row["group"] == "regularizers":
+            batch, length, width = row["shape"]
+            row["median"] = truth.seconds(growth.Cost(bytes=12 * batch * length * width))
+    machine, checked = growth.fit(results, 5e10)
+    assert machine.efficiency == pytest.approx(truth.efficiency)
+    errors = {row.what: row.error for row in checked if row.unit == "ms"}
+    assert errors["InfoNCE, 2,048 pairs"] == pytest.approx(0)
+    assert errors["regularisers, 32 x 128 x 768, chunk"] == pytest.approx(0)
+    assert errors["step, infobert-fast"] == pytest.approx(0)
+    assert all(row.error == pytest.approx(0) for row in checked if row.fitted)
+    assert {row.unit for row in checked if row.fitted} == {"ms", "MiB"}
+
+
+def test_what_the_model_counts():
+    import growth
+
+    one, four = growth.critic(1000, 1000, 64), growth.critic(250, 250, 64, ranks=4)
+    assert four.fp32 == pytest.approx(one.fp32 / 4)  # ranks share the work of the same pairs
+    assert four.received == 2 * 3 * 250 * 300 * 4
+    assert one.received == 0
+    large = {"layers": 24, "width": 1024, "batch": 32, "length": 128, "parameters": 1e8}
+    alone, joint = (growth.step(**large, negatives=negatives, ranks=8) for negatives in ("chunk", "all"))
+    assert alone.received == 2 * 7 / 8 * 4e8
+    assert joint.received - alone.received == pytest.approx(3 * 2 * 7 * 1664 * 300 * 4)
+    assert growth.path(32, 128, 1024, "chunk").fp32 == growth.path(32, 128, 1024, "batch").fp32
+    more = growth.path(32, 128, 1024, "all", 8).fp32 - growth.path(32, 128, 1024, "batch").fp32
+    assert more == pytest.approx(7 * 6 * 300 * 32 * 1664)
