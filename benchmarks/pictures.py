@@ -193,8 +193,10 @@ def draw_growth(content: dict[str, Any], path: Path) -> None:
         )
         here.xaxis.set_major_formatter(FuncFormatter(_plain))
         here.legend(frameon=False, loc="upper left")
-        _log_log(beyond, "H100 at published peaks: model, not measured, s", "pairs over all GPUs, all as negatives")
-        found = list(growth.estimates(growth.H100))
+        gpu = growth.beyond(content)
+        whose = "H100 at published peaks" if gpu is growth.H100 else "Such GPUs"
+        _log_log(beyond, f"{whose}: model, not measured, s", "pairs over all GPUs, all as negatives")
+        found = list(growth.estimates(gpu))
         ends = []
         for ranks, colour in zip(growth.RANKS, ("#b9cfde", "#88abc6", "#4a7fa8", "#0b4a75"), strict=True):
             line = [(row.pairs, row.seconds) for row in found if row.ranks == ranks]

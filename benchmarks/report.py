@@ -68,9 +68,9 @@ CAPTIONS = {
 
 def table(named: str, results: Path) -> str:
     device, *rest = named.split()
-    if rest in (["model", "estimator"], ["model", "step"]):
-        return (_estimates if rest[1] == "estimator" else _steps)(growth.H100)
     content = _content(results / device)
+    if rest in (["model", "estimator"], ["model", "step"]):
+        return (_estimates if rest[1] == "estimator" else _steps)(growth.beyond(content))
     if content is None:
         return f"*Not measured yet: `infobert bench --output benchmarks/results/{device}/bench.json` does it.*\n"
     if rest == ["machine"]:
@@ -134,15 +134,22 @@ def _pivot(rows: list[Row]) -> str:
 
 
 def _long(rows: list[Row]) -> str:
+    """A line for each row."""
     facts = (["implementation"] if "implementation" in rows[0] else []) + _facts(rows)
     roofline = any("roofline" in row for row in rows)
+    counted = next((what for what in ("examples", "texts") if what in rows[0]), None)
     lines = []
     for row in rows:
         cells = [_shown(row.get(fact, "")) for fact in facts]
         spread = f"{100 * (row['q3'] - row['q1']) / row['median']:.0f}"
         cells += [_number(1e3 * row["median"]), spread, _number(row["extra_mib"])]
-        lines.append([*cells, f"{100 * row['roofline']:.0f}"] if roofline and "roofline" in row else cells)
-    return _lines([*facts, "ms", "spread %", "MiB", *(["% of roofline"] if roofline else [])], lines, 1)
+        if roofline:
+            cells.append(f"{100 * row['roofline']:.0f}" if "roofline" in row else "")
+        if counted:  # the first row is the baseline
+            cells += [f"{row[counted] / row['median']:,.0f}", f"{rows[0]['median'] / row['median']:.2f}"]
+        lines.append(cells)
+    more = (["% of roofline"] if roofline else []) + ([f"{counted}/s", "x first row's speed"] if counted else [])
+    return _lines([*facts, "ms", "spread %", "MiB", *more], lines, 1)
 
 
 def _machine(content: dict[str, Any]) -> str:

@@ -108,6 +108,14 @@ def test_the_model_gives_its_fitted_sizes_exactly_and_follows_a_machine_that_obe
     assert errors["step, infobert-fast"] == pytest.approx(0)
     assert all(row.error == pytest.approx(0) for row in checked if row.fitted)
     assert {row.unit for row in checked if row.fitted} == {"ms", "MiB"}
+    assert growth.beyond(results) is growth.H100  # a CPU says nothing of GPUs
+    results["machine"]["capability"] = "sm_90"
+    with pytest.raises(ValueError, match="the results lack"):  # where the form beside the critic is this package's own
+        growth.beyond(results)
+    for row in results["rows"]:
+        if row["group"] == "regularizers":
+            row["implementation"] = "infobert-fast"
+    assert growth.beyond(results).efficiency["critic"] == pytest.approx(0.4)
 
 
 def test_what_the_model_counts():
