@@ -124,7 +124,8 @@ class Checked(NamedTuple):
 
     @property
     def error(self) -> float:
-        return self.predicted / self.measured - 1
+        """Infinite where a call that reuses pages added no memory that could be seen."""
+        return self.predicted / self.measured - 1 if self.measured else float("inf")
 
 
 def _pairs(rows: Sequence[Row]) -> list[Row]:

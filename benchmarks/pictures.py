@@ -93,7 +93,9 @@ def draw_pairs(content: dict[str, Any], path: Path) -> None:
             axis.xaxis.set_minor_formatter(NullFormatter())
             ends = []
             for name in dict.fromkeys(row["implementation"] for row in rows):
-                line = sorted((row["pairs"], scale * row[key]) for row in rows if row["implementation"] == name)
+                own = [row for row in rows if row["implementation"] == name and row[key] > 0]  # a call may reuse pages
+                if not (line := sorted((row["pairs"], scale * row[key]) for row in own)):
+                    continue
                 colour = COLOURS.get(name, INK)
                 axis.plot(*zip(*line, strict=True), marker="o", markersize=4.5, linewidth=2.2, color=colour)
                 ends.append((*line[-1], name, colour))

@@ -184,7 +184,7 @@ def _checked(content: dict[str, Any]) -> str:
             f"{row.what}, {row.unit}",
             _number(row.measured),
             _number(row.predicted),
-            "fitted" if row.fitted else f"{100 * row.error:+.0f} %",
+            "fitted" if row.fitted else f"{100 * row.error:+.0f} %" if row.measured else "-",
         ]
         for row in checked
     ]

@@ -62,6 +62,7 @@ def test_a_page_is_filled_and_filled_the_same_again(folder, monkeypatch):
     assert "| 512 | 4,472 (3,171) | 447 (943) | 49.7 (30.2) | 29.8 (27.6) | 24 |" in page
     assert "| 1,024 | - | 1,696 | **188** | - | 3,695 | **46** |" in page
     assert "| anchored features | 20.0 | 15 | 10.0 |" in page
+    assert "| InfoNCE, 128 pairs, MiB | 0.00 | 26.2 | - |" in page
     assert "Not measured yet" in page.split("tpu")[1]
     pictures = {path.name: path.read_bytes() for path in (folder / "page").iterdir()}
     assert set(pictures) == {"cpu-pairs.svg", "cpu-step.svg", "cpu-growth.svg"}
