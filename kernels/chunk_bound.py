@@ -93,20 +93,21 @@ def column_sum(x_ptr, n, H, o_h, BP: tl.constexpr, BH: tl.constexpr):
 def gather_parts_kernel(
     bounds_ptr, db2_parts_ptr, dw_parts_ptr, pairs_ptr, index_ptr, bound_ptr, db_ptr, dw_ptr, db2_ptr,
     n_rows, n_pairs, n_chunks, n_parts, H,
-    BP: tl.constexpr, BH: tl.constexpr, NEED_W: tl.constexpr,
+    BP: tl.constexpr, BH: tl.constexpr, NEED_W: tl.constexpr, SCANNED: tl.constexpr,
 ):  # fmt: skip
-    """db [n_rows, H] from the pairs that share a row, and the sums over chunks and programs."""
+    """db [n_rows, H] from the pairs that share a row if ``SCANNED``, and the sums over chunks and programs."""
     r = tl.program_id(0)
     o_h = tl.program_id(1) * BH + tl.arange(0, BH)
-    o_p = tl.arange(0, BP)
-    if r < n_rows:
-        total = tl.zeros([BP, BH], dtype=pairs_ptr.dtype.element_ty)
-        for p in range(0, n_pairs, BP):
-            mine = tl.load(index_ptr + p + o_p, mask=p + o_p < n_pairs, other=-1) == r
-            at = (p + o_p).to(tl.int64)[:, None] * H + o_h[None, :]
-            total += tl.load(pairs_ptr + at, mask=mine[:, None] & (o_h < H)[None, :], other=0.0)
-        tl.store(db_ptr + r.to(tl.int64) * H + o_h, tl.sum(total, 0), mask=o_h < H)
-    else:
+    if SCANNED:  # known when compiling: without an index there is nothing to compile a load from
+        o_p = tl.arange(0, BP)
+        if r < n_rows:
+            total = tl.zeros([BP, BH], dtype=pairs_ptr.dtype.element_ty)
+            for p in range(0, n_pairs, BP):
+                mine = tl.load(index_ptr + p + o_p, mask=p + o_p < n_pairs, other=-1) == r
+                at = (p + o_p).to(tl.int64)[:, None] * H + o_h[None, :]
+                total += tl.load(pairs_ptr + at, mask=mine[:, None] & (o_h < H)[None, :], other=0.0)
+            tl.store(db_ptr + r.to(tl.int64) * H + o_h, tl.sum(total, 0), mask=o_h < H)
+    if r == n_rows:
         if NEED_W:
             tl.store(dw_ptr + o_h, column_sum(dw_parts_ptr, n_parts, H, o_h, BP, BH), mask=o_h < H)
         if tl.program_id(1) == 0:
@@ -152,7 +153,7 @@ def chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, need):
         gather_parts_kernel[(scanned + 1, triton.cdiv(H, GATHER_UNITS))](
             partial[0], partial[1], dw_parts, db, pair_index, bound, db_rows, dw, db2,
             scanned, n_pairs, count, count * parts, H,
-            BP=GATHER_PAIRS, BH=GATHER_UNITS, NEED_W=need_w, num_warps=4, enable_fp_fusion=True,
+            BP=GATHER_PAIRS, BH=GATHER_UNITS, NEED_W=need_w, SCANNED=scanned > 0, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         if need_a and local_index is not None:
             da = segment_sum(da, local_index, a)

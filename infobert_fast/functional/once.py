@@ -1,4 +1,4 @@
-"""Second derivatives of the hand-written gradients are refused, not wrong."""
+"""What hand-written gradients need: their own precision under autocast; second derivatives refused, not wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class _Refusal(torch.autograd.Function):
 
 
 def first_order(backward: Backward) -> Backward:
-    """Decorate a Function's ``backward``: under ``create_graph=True`` whoever differentiates its result is refused.
+    """Decorate a Function's ``backward``: it computes in the dtypes that it chose itself, even if called within
+    autocast, and under ``create_graph=True`` whoever differentiates its result is refused.
 
     Stronger than torch's ``once_differentiable``, which refuses only where the *incoming* gradient has a graph (that of
     ``bound.sum()`` has none, and its second derivative would silently count as 0), and only whoever calls
@@ -37,7 +38,13 @@ def first_order(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def guarded(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            return backward(ctx, *incoming)
+        device = incoming[0].device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return guarded(ctx, *incoming)
+        if not torch.is_grad_enabled():
             return backward(ctx, *incoming)
         with torch.no_grad():
             gradients = backward(ctx, *incoming)

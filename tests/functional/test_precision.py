@@ -96,6 +96,14 @@ def test_autocast_with_float32_parameters(chunk_size):
         assert error <= 2 * allowed + 2 * torch.finfo(torch.bfloat16).eps * x.abs().max().item()
 
 
+def test_a_backward_within_autocast_has_the_bits_of_one_outside():
+    inputs = [tensor.float().requires_grad_() for tensor in primitive_inputs(40, 40, hidden=32)]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = pairwise_mlp_logsumexp(*inputs, implementation="torch").sum()
+        within = torch.autograd.grad(value, inputs, retain_graph=True)
+    assert all(map(torch.equal, within, torch.autograd.grad(value, inputs)))
+
+
 def test_autocast_resolves_mixed_dtypes_and_only_autocast():
     local, global_, *critic = (tensor.float() for tensor in critic_inputs(5, 5))
     with torch.autocast("cpu", torch.bfloat16):

@@ -164,6 +164,16 @@ def test_autocast_takes_products_in_its_dtype():
         bound(inputs[0].bfloat16(), *inputs[1:])
 
 
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_a_backward_within_autocast_has_the_bits_of_one_outside(implementation):
+    """The scores made again must be those of the forward pass, not rounded to autocast's dtype once more."""
+    inputs = [tensor.float().requires_grad_() for tensor in operands("dot", 40, 40)]
+    with torch.autocast(DEVICE, torch.bfloat16):
+        value = bound_of(separable_info_nce, "dot", implementation=implementation)(*inputs)
+        within = torch.autograd.grad(value, inputs, retain_graph=True)
+    assert all(map(torch.equal, within, torch.autograd.grad(value, inputs)))
+
+
 def test_it_is_the_loss_of_clip_and_of_simcse():
     image, text, scale = (tensor.float() for tensor in operands("cosine", 24, 24))
     logits = scale * torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).t()

@@ -50,7 +50,7 @@ def variants():
     yield "segment_sum", mask_sums.segment_sum_kernel, segment, 1, None
     gather = typed(
         chunk_bound.gather_parts_kernel, index_ptr="*i64:16",
-        BP=chunk_bound.GATHER_PAIRS, BH=chunk_bound.GATHER_UNITS, NEED_W=True,
+        BP=chunk_bound.GATHER_PAIRS, BH=chunk_bound.GATHER_UNITS, NEED_W=True, SCANNED=True,
     )  # fmt: skip
     yield "gather_parts", chunk_bound.gather_parts_kernel, gather, 4, None
     for dtype in ("fp32", "bf16", "fp16"):
