@@ -11,7 +11,7 @@ RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-gpu demo lint style typecheck format wheel clean distclean
+.PHONY: help env test test-slow test-gpu demo bench lint style typecheck format wheel clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,15 +33,21 @@ $(ENV): setup.py constraints.txt
 # so that a test which asks for a download fails at once. Files stay whole on a worker: their fixtures are made once.
 # Tests on a GPU run after the others and one at a time: they measure memory and count synchronisations.
 test: $(ENV) ## run the tests; those marked `gpu` where there is one
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m "not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile -m "not gpu and not slow" $(PYTEST_ARGS)
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		HF_HUB_OFFLINE=1 $(RUN) -m pytest -m gpu $(PYTEST_ARGS) || test $$? -eq 5; fi
+
+test-slow: $(ENV) ## run the tests marked `slow`: every engine, version and accumulation on two and four ranks
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
 test-gpu: $(ENV) ## run the tests marked `gpu` (needs a CUDA device)
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m gpu $(PYTEST_ARGS)
 
 demo: $(ENV) ## train on generated sentences, with and without the regularisers; writes demo/
 	$(RUN) examples/demo.py
+
+bench: $(ENV) ## time every suite on this machine beside its baselines; writes bench.json
+	$(RUN) -m infobert_fast.cli bench --output bench.json
 
 lint: style typecheck ## both of the following
 
@@ -64,7 +70,7 @@ wheel: $(ENV) ## build dist/*.tar.gz and dist/*.whl
 	$(RUN) -m build --no-isolation --outdir dist . >/dev/null
 
 clean: ## remove what builds and checks leave behind
-	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist demo bench.json *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment too

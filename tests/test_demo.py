@@ -5,10 +5,8 @@ import subprocess
 import sys
 
 import matplotlib.image
-import pytest
 
 
-@pytest.mark.slow
 def test_every_method_learns_and_the_report_is_drawn(tmp_path):
     run = subprocess.run(
         [sys.executable, "examples/demo.py", "--output", str(tmp_path)], capture_output=True, text=True, check=False
