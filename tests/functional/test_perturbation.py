@@ -114,7 +114,7 @@ def test_a_sentences_start_does_not_depend_on_its_batch():
         ({"seed": 1, "sentence_ids": torch.zeros(2)}, ValueError, r"`sentence_ids` was torch.float32"),
         ({"implementation": "triton"}, ValueError, "`implementation` was 'triton' and `seed` None"),
     ],
-    ids=str,
+    ids=["both", "no integer", "no seed", "too many ids", "ids of floats", "no kernel"],
 )
 def test_seeded_start_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
