@@ -452,8 +452,7 @@ def test_a_clean_pass_comes_first_and_weighs_as_much(
     torch.manual_seed(99)
     run_step(model, batch, target)
     embeddings = twin.get_input_embeddings()(batch["input_ids"])
-    generator = torch.Generator().manual_seed(SEED)
-    start = functional.freelb_init(embeddings, batch["attention_mask"], settings["adv_init_mag"], "l2", generator)
+    start = functional.freelb_init(embeddings, batch["attention_mask"], settings["adv_init_mag"], "l2", seed=SEED)
     for passes, delta in ((1, torch.zeros_like(start)), (adv_steps, start)):
         torch.manual_seed(99)
         literal_step(
