@@ -239,3 +239,53 @@ def test_a_result_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         files.write_json(path, {"x": torch.zeros(1)})
     assert path.read_text() == "old"
+
+
+def test_what_is_known_before_training_is_a_message(nli_folder, tmp_path, capsys):
+    """Another run's checkpoint, a budget that a text exceeds, positions that the model lacks, a file for a folder."""
+    out = tmp_path / "out"
+    given = ["--model_name_or_path", str(nli_folder / "model"), "--train_data", str(nli_folder / "train.jsonl")]
+    given += ["--use_cpu", "True", "--report_to", "none", "--version", "-1", "--adv_steps", "1", "--max_steps", "1"]
+    given += ["--per_device_train_batch_size", "4", "--disable_tqdm", "True"]
+
+    def refusal(*more, folder=out):
+        capsys.readouterr()
+        assert main(["train", *given, "--output_dir", str(folder), *more]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert main(["train", *given, "--output_dir", str(out)]) == 0
+    assert "arguments.learning_rate: " in refusal("--learning_rate", "0.1", "--resume_from_checkpoint", "auto")
+    assert "nowhere, which is not whole" in refusal("--resume_from_checkpoint", str(tmp_path / "nowhere"))
+    assert "`batch_tokens` was 3; the longest example has" in refusal("--batch_tokens", "3")
+    assert main(["train", *given, "--output_dir", str(out), "--resume_from_checkpoint", "auto"]) == 0
+    (tmp_path / "file").write_text("")
+    assert f"`output_dir` was {tmp_path / 'file'}" in refusal(folder=tmp_path / "file")
+    assert "unrecognized arguments: --alhpa" in _usage(["train", *given, "--alhpa", "1"], capsys)
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"premise": "the red cup " * 40, "hypothesis": "the cup", "label": "neutral"}) + "\n")
+    assert "the model has positions for 46: set `max_length` to 46" in refusal("--train_data", str(long))
+    assert main(["train", *given, "--output_dir", str(out), "--train_data", str(long), "--max_length", "46"]) == 0
+    # Where nothing is trained, texts are cut there.
+    assert main(["evaluate", str(nli_folder / "model"), "--data", str(long)]) == 0
+
+
+def _usage(arguments, capsys):
+    """What argparse says, in lines that one sees at a glance."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert error.value.code == 2
+    assert len(said.splitlines()) < 5
+    return said
+
+
+def test_evaluation_refuses_before_it_begins(nli_folder, capsys):
+    given = ["evaluate", str(nli_folder / "model"), "--data", str(nli_folder / "test.jsonl")]
+    for more, said in (
+        (["--max_length", "3"], "`max_length` was 3; a pair takes at least 6 tokens"),
+        (["--n_best", "0"], "`n_best` was 0"),
+        (["--output", "table.txt"], "`output` was table.txt; it must end in .json or .md"),
+    ):
+        assert main([*given, *more]) == 2
+        assert said in capsys.readouterr().err

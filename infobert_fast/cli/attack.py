@@ -14,15 +14,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
 from infobert_fast.cli.files import write_json, write_text
 from infobert_fast.data.corpora import load_many
 from infobert_fast.data.labels import LABELS
+from infobert_fast.data.tokenization import check_max_length
 from infobert_fast.evaluation.accuracy import Accuracy, label_order
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
 from infobert_fast.evaluation.scoring import probabilities, similarities
+from infobert_fast.training.encoder import within_positions
 
 __all__ = ["prepare"]
 
@@ -33,7 +35,8 @@ CHANGED = {"premise": "adv_premise", "hypothesis": "adv_hypothesis"}
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     """Read model, corpora and neighbours; the work is the attack, its table and its files."""
-    parser = argparse.ArgumentParser(prog="infobert attack", allow_abbrev=False, description=__doc__)
+    about = "Substitute words until a fine-tuned model errs, and keep the sentences that fool it."
+    parser = argparse.ArgumentParser(prog="infobert attack", allow_abbrev=False, description=about)
     parser.add_argument("model", help="a fine-tuned model's folder, or its name on the hub")
     parser.add_argument("--data", nargs="+", required=True, help="sources: [name=]path[#field][:split]")
     parser.add_argument("--neighbors", type=Path, required=True, help='JSON: {"word": ["substitute", ...], ...}')
@@ -61,14 +64,19 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     neighbors = _neighbors(given.neighbors)
     corpora = load_many(given.data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes = {"max_length": given.max_length, "batch_tokens": given.batch_tokens}
     model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32).to(device)
     label_order(model)  # refuses a model of another task before the work begins
-    score = functools.partial(probabilities, model, AutoTokenizer.from_pretrained(given.model), **sizes)
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    check_max_length(given.max_length, tokenizer, len(CHANGED))
+
+    def sizes(model: PreTrainedModel) -> dict[str, Any]:
+        return {"max_length": within_positions(model, given.max_length), "batch_tokens": given.batch_tokens}
+
+    score = functools.partial(probabilities, model, tokenizer, **sizes(model))
     compare = None
     if name := given.similarity_model:
         encoder = AutoModel.from_pretrained(name, dtype=torch.float32).to(device)
-        compare = functools.partial(similarities, encoder, AutoTokenizer.from_pretrained(name), **sizes)
+        compare = functools.partial(similarities, encoder, AutoTokenizer.from_pretrained(name), **sizes(encoder))
     return lambda: _attack(given, corpora, neighbors, limits, score, compare)
 
 

@@ -25,7 +25,8 @@ MEASURED = ("median", "q1", "q3", "rounds", "first_call_s", "extra_mib", "roofli
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     """Find the suites or read the results; the work is to run or compare them."""
-    parser = argparse.ArgumentParser(prog="infobert bench", allow_abbrev=False, description=__doc__)
+    about = "Run the repository's benchmarks, show their tables, and compare two results."
+    parser = argparse.ArgumentParser(prog="infobert bench", allow_abbrev=False, description=about)
     parser.add_argument("suite", nargs="*", help="suites by name; all of them where none is named")
     parser.add_argument("--output", type=Path, help="also write the results here, as JSON")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"), help="show the ratios of two results")

@@ -26,9 +26,10 @@ from infobert_fast.cli.files import write_json, write_text
 from infobert_fast.data.answers import AnswerReader
 from infobert_fast.data.corpora import by_name, load
 from infobert_fast.data.mixtures import expand
-from infobert_fast.data.qa import load_questions, windows
+from infobert_fast.data.qa import load_questions, question_room, windows
 from infobert_fast.data.source import FEVER_ORDERS, Source, check_file
 from infobert_fast.data.tasks import NLI, QUESTION_ANSWERING, TASK_NAMES, TASKS, Task
+from infobert_fast.data.tokenization import check_max_length
 from infobert_fast.evaluation.accuracy import label_order, predict
 from infobert_fast.evaluation.answers import answer, score_answers
 from infobert_fast.evaluation.figure import draw_information
@@ -36,6 +37,7 @@ from infobert_fast.evaluation.information import measure_each
 from infobert_fast.evaluation.report import Result, answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
 from infobert_fast.metrics.squad import original_id
+from infobert_fast.training.encoder import within_positions
 from infobert_fast.training.head import head_order
 
 __all__ = ["prepare"]
@@ -74,11 +76,17 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         label_order(model, TASKS[task])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(given.model)
+    given.max_length = within_positions(model, given.max_length or (384 if answers else 128))
+    if answers:
+        question_room(tokenizer, given.max_length, given.doc_stride)
+    else:
+        check_max_length(given.max_length, tokenizer, len(TASKS[task].texts))
     return lambda: _evaluate(given, model, tokenizer, sets, clean, TASKS.get(task), train)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="infobert evaluate", allow_abbrev=False)
+    about = "Score a fine-tuned model on clean and adversarial sets, in one table."
+    parser = argparse.ArgumentParser(prog="infobert evaluate", allow_abbrev=False, description=about)
     parser.add_argument("model", help="a fine-tuned model's folder, or its name on the hub")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", nargs="+", help="sources, each by itself: [name=]path[#field][:split]")
@@ -108,9 +116,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--null_threshold", type=float, help="answer nothing beyond this null score; never if unset (qa)"
     )
     given = parser.parse_args(list(arguments))
-    for name in ("limit", "information_limit", "max_length", "batch_tokens"):
+    for name in ("limit", "information_limit", "max_length", "batch_tokens", "n_best", "max_answer_length"):
         checks.positive_integer(name, getattr(given, name), optional=name in ("limit", "max_length"))
     checks.anchor_window(given.cl, given.ch)
+    if given.output is not None and given.output.suffix not in (".json", ".md"):
+        raise ValueError(f"`output` was {given.output}; it must end in .json or .md (a table)")
     if given.mi_report is not None and given.information is None:
         raise ValueError(
             f"`mi_report` was {given.mi_report}; name a source to fit its critics on: --information SOURCE"
@@ -148,7 +158,7 @@ def _evaluate(
     task: Task | None,
     train: datasets.Dataset | None,
 ) -> None:
-    max_length = given.max_length or (384 if task is None else 128)
+    max_length = given.max_length
     results: dict[str, Result] = {}
     autocast = torch.autocast(model.device.type, torch.bfloat16) if given.bf16 else contextlib.nullcontext()
     with autocast:

@@ -17,10 +17,12 @@ from infobert_fast import checks
 from infobert_fast.cli.files import write_text
 from infobert_fast.data.corpora import load_many
 from infobert_fast.data.tasks import NLI, TASKS
+from infobert_fast.data.tokenization import check_max_length
 from infobert_fast.evaluation.accuracy import label_order
 from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, label_names
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations
+from infobert_fast.training.encoder import within_positions
 
 __all__ = ["prepare"]
 
@@ -31,7 +33,8 @@ MARKS: dict[Kind, tuple[str, str]] = {"useless": ("", ""), "anchored": ("[", "]"
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     """Read texts and model; the work is the gradients, the terminal's view and the page."""
-    parser = argparse.ArgumentParser(prog="infobert explain", allow_abbrev=False, description=__doc__)
+    about = "Colour tokens as useless, anchored or non-robust, in the terminal and on a page."
+    parser = argparse.ArgumentParser(prog="infobert explain", allow_abbrev=False, description=about)
     parser.add_argument("model", help="a fine-tuned classifier's folder, or its name on the hub")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text, or a pair as 'FIRST ||| SECOND'")
     parser.add_argument("--pair", nargs=2, action="append", default=[], metavar=("FIRST", "SECOND"), help="a pair")
@@ -58,6 +61,9 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         raise ValueError(
             "there is no text; give some, as in infobert explain MODEL 'A good film.', or --pair, or --data"
         )
+    for parts in texts:
+        if not all(part.strip() for part in parts):
+            raise ValueError(f"the text {' ||| '.join(parts)!r} is empty, or one of its parts: leave it out")
     task = TASKS[given.task] if given.task else NLI
     corpora = load_many(given.data, task) if given.data else {}
     model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32)
@@ -71,6 +77,8 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     # The names of a pair's texts are known where a corpus has them, and of NLI by its labels.
     parts = task.texts if corpora or {name.lower() for name in label_names(model)} == set(NLI.labels) else PARTS
     tokenizer = AutoTokenizer.from_pretrained(given.model)
+    given.max_length = within_positions(model, given.max_length)
+    check_max_length(given.max_length, tokenizer, max(map(len, texts)))
     return lambda: _explain(given, model, tokenizer, texts, labels, parts)
 
 

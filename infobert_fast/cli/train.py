@@ -16,6 +16,7 @@ from rich.table import Table
 from transformers import HfArgumentParser
 
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
+from infobert_fast.training.checkpoints import check_writable
 from infobert_fast.training.plan import plan_of
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
 from infobert_fast.training.throughput import throughput_line
@@ -36,7 +37,8 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
         ValueError, FileNotFoundError: for an unknown name or file, or a value that an argument does not take.
     """
     kinds: Any = (ModelArguments, DataArguments, InfoBertArguments)
-    parser = HfArgumentParser(kinds, prog="infobert train", allow_abbrev=False)
+    usage = "infobert train [CONFIG] [--name value ...]"  # all names would bury an error's line
+    parser = HfArgumentParser(kinds, prog="infobert train", usage=usage, allow_abbrev=False)
     for action in parser._actions:  # only what is given on the command line may override the file
         action.default, action.required = argparse.SUPPRESS, False
     parser.add_argument(DRY_RUN, action="store_true", help="check data and model, print the plan, train nothing")
@@ -59,7 +61,8 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
 
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
-    """Show the resolved configuration and read data and model; the work is the training.
+    """Show the resolved configuration, read data and model and find the checkpoint to go on from; the work is the
+    training.
 
     With ``--dry_run`` the work is to show the plan: data and model are read and checked, and nothing is trained.
     """
@@ -75,9 +78,12 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         if item.init and (item.name in InfoBertArguments.__annotations__ or value != item.default):
             table.add_row(item.name, str(value))
     console.print(table)
+    if not dry and args.should_save:
+        check_writable(Path(cast(str, args.output_dir)))  # before the data, which may take long to read
     trainer = build_trainer(model_args, data_args, args)
     if dry:
         return lambda: _show_plan(trainer)
+    args.resume_from_checkpoint = trainer.checkpoint_of(args.resume_from_checkpoint)
     return lambda: console.print(throughput_line(train(trainer)), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -22,7 +22,8 @@ AFTERWARDS = """Use it with INFOBERT_FAST_LAUNCH_TABLE={path}, or from Python:
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     """Find the device and the table to add to; the work is to time the candidates."""
-    parser = argparse.ArgumentParser(prog="infobert tune", allow_abbrev=False, description=__doc__)
+    about = "Time the kernels' launch configurations on this machine's GPU and write the table of the best."
+    parser = argparse.ArgumentParser(prog="infobert tune", allow_abbrev=False, description=about)
     parser.add_argument("table", type=Path, help="the JSON file to write; other architectures' entries in it are kept")
     given = parser.parse_args(list(arguments))
     if not torch.cuda.is_available() or torch.version.hip is not None:

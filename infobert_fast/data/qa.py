@@ -12,7 +12,7 @@ from infobert_fast.data.cache import cached_rows, fingerprint, tokenizer_key
 from infobert_fast.data.files import read_document, read_rows
 from infobert_fast.data.source import Source, SourceLike, check_file, load_hub, source_key, take
 
-__all__ = ["QUESTION_FEATURES", "load_questions", "windows"]
+__all__ = ["QUESTION_FEATURES", "load_questions", "question_room", "windows"]
 
 QUESTION_FEATURES = datasets.Features(
     id=datasets.Value("string"),
@@ -127,6 +127,22 @@ def windows(
 
     Raises ``ValueError`` for a slow tokenizer, and for lengths that leave no room.
     """
+    question_length = question_room(tokenizer, max_length, doc_stride)
+    settings = {"max_length": max_length, "doc_stride": doc_stride, "question_length": question_length}
+    return questions.map(
+        _encode,
+        batched=True,
+        with_indices=True,
+        num_proc=num_proc,
+        fn_kwargs={"tokenizer": tokenizer, **settings},
+        remove_columns=questions.column_names,
+        new_fingerprint=fingerprint("windows", questions._fingerprint, tokenizer_key(tokenizer), settings),
+        desc="Cutting windows",
+    )
+
+
+def question_room(tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int) -> int:
+    """Tokens kept of a question in each window. Raises as :func:`windows`."""
     if not tokenizer.is_fast:
         raise ValueError(
             f"{type(tokenizer).__name__} tells no character offsets, from which answers are read: use a fast tokenizer"
@@ -139,17 +155,7 @@ def windows(
             f"{max_length - special - question_length} tokens of the paragraph beside a question of {question_length} "
             "and must move on; lower doc_stride or raise max_length"
         )
-    settings = {"max_length": max_length, "doc_stride": doc_stride, "question_length": question_length}
-    return questions.map(
-        _encode,
-        batched=True,
-        with_indices=True,
-        num_proc=num_proc,
-        fn_kwargs={"tokenizer": tokenizer, **settings},
-        remove_columns=questions.column_names,
-        new_fingerprint=fingerprint("windows", questions._fingerprint, tokenizer_key(tokenizer), settings),
-        desc="Cutting windows",
-    )
+    return question_length
 
 
 def _encode(

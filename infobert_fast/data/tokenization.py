@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from infobert_fast.data.cache import fingerprint, tokenizer_key
 from infobert_fast.data.tasks import NLI, Task
 
-__all__ = ["tokenize"]
+__all__ = ["check_max_length", "tokenize"]
 
 AnyDataset = TypeVar("AnyDataset", datasets.Dataset, datasets.IterableDataset)
 
@@ -37,11 +37,7 @@ def tokenize(
     names = list(dataset.column_names or [*task.texts, "label"])
     if missing := {*task.texts, "label"} - set(names):
         raise ValueError(f"dataset lacks the columns {sorted(missing)}; it has {names}; use load_nli")
-    count = len(task.texts)
-    shortest = tokenizer.num_special_tokens_to_add(pair=count == 2) + count
-    if max_length < shortest:
-        what = "a pair" if count == 2 else "a text"
-        raise ValueError(f"max_length is {max_length}; {what} takes at least {shortest} tokens, special ones included")
+    check_max_length(max_length, tokenizer, len(task.texts))
     settings: dict[str, Any] = {"texts": list(task.texts), "max_length": max_length}
     options: dict[str, Any] = {}
     if isinstance(dataset, datasets.Dataset):
@@ -50,6 +46,16 @@ def tokenize(
     return dataset.map(
         _encode, batched=True, fn_kwargs={"tokenizer": tokenizer, **settings}, remove_columns=names, **options
     )
+
+
+def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, texts: int) -> None:
+    """Refuse a length in which one text, or two, would have no room beside the special tokens."""
+    shortest = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+    if max_length < shortest:
+        what = "a pair" if texts == 2 else "a text"
+        raise ValueError(
+            f"`max_length` was {max_length}; {what} takes at least {shortest} tokens, special ones included: raise it"
+        )
 
 
 def _encode(

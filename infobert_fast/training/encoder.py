@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["check_embedded_forward", "embedded_inputs", "inputs_beside", "word_embeddings_of"]
+__all__ = [
+    "check_embedded_forward",
+    "embedded_inputs",
+    "inputs_beside",
+    "positions_of",
+    "within_positions",
+    "word_embeddings_of",
+]
 
 # Encoders that take a prepared mask as it is: those for which a test compares it with their own.
 MASKED_FROM_OUTSIDE = ("albert", "bert", "distilbert", "electra", "modernbert", "roberta", "xlm-roberta")
@@ -37,6 +44,20 @@ def word_embeddings_of(model: PreTrainedModel) -> nn.Module:
             f"load it with dtype=torch.float32 and train with bf16=True or fp16=True (autocast)"
         )
     return embeddings
+
+
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest input that the model has learned positions for; None where it keeps no table of them."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return None
+    # RoBERTa and its kin count from behind the padding's place.
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def within_positions(model: PreTrainedModel, max_length: int) -> int:
+    """``max_length``, or the longest input that the model has positions for: longer texts are cut in either case."""
+    return min(max_length, positions_of(model) or max_length)
 
 
 def inputs_beside(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:

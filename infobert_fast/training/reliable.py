@@ -42,6 +42,7 @@ class ReliableTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         self.add_callback(SameOrder())
         self._guard = NonfiniteGuard(args.nonfinite)
+        self._found: str | None = None  # by checkpoint_of, for the train() that follows
         self._staging: Path | None = None  # while a checkpoint is being written, where
         self._terms = TermLog()
         self._engine_norm: float | None = None  # of the gradient, where DeepSpeed does not tell
@@ -55,10 +56,18 @@ class ReliableTrainer(Trainer):
             FloatingPointError: at a loss or gradient that is not finite, unless ``nonfinite="skip"``.
         """
         self._guard = NonfiniteGuard(self.args.nonfinite)
-        return super().train(self._whole_checkpoint(resume_from_checkpoint), *args, **kwargs)
+        found, self._found = self.checkpoint_of(resume_from_checkpoint), None
+        return super().train(found, *args, **kwargs)
 
-    def _whole_checkpoint(self, request: str | bool | None) -> str | None:
-        """Rank 0 clears away what a killed run left and looks; all ranks go on from what it found."""
+    def checkpoint_of(self, request: str | bool | None) -> str | None:
+        """The folder from which ``train(request)`` goes on, read and found whole; None for a fresh start. Call it on
+        all ranks: rank 0 clears away what a killed run left and looks. :meth:`train` does not read its answer again.
+
+        Raises:
+            ValueError, OSError: as :meth:`train`, which need not have begun to say so.
+        """
+        if request is not None and request == self._found:
+            return self._found
         output_dir, found, problem = Path(self._get_output_dir(None)), None, None
         if self.is_world_process_zero():
             try:
@@ -72,7 +81,8 @@ class ReliableTrainer(Trainer):
         found, problem = broadcast_object_list([found, problem])
         if problem is not None:
             raise problem
-        return cast("str | None", found)
+        self._found = cast("str | None", found)
+        return self._found
 
     def _record(self) -> dict[str, Any]:
         engine = "none"

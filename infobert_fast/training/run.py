@@ -16,6 +16,7 @@ from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -29,6 +30,7 @@ from infobert_fast.data.tasks import QUESTION_ANSWERING, Task, task_named
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.metrics.glue import glue_scores
 from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.encoder import positions_of
 from infobert_fast.training.head import head_order, reorder_head, set_labels
 from infobert_fast.training.question_answering import QuestionAnsweringTrainer, QuestionSet
 from infobert_fast.training.trainer import InfoBertTrainer
@@ -171,6 +173,7 @@ def _classification(
         dtype=torch.float32,
         ignore_mismatched_sizes=outputs != config.num_labels,  # a classifier of another task starts anew
     )
+    _check_positions(model, length, [training, *evaluation.values()])
     if order is not None and order != sorted(order):
         reorder_head(model, order)
         logger.info("the classifier's outputs were in the order %s of ours; they are in ours now", order)
@@ -210,6 +213,7 @@ def _question_answering(
     model = AutoModelForQuestionAnswering.from_pretrained(
         model_args.model_name_or_path, config=_config(model_args), dtype=torch.float32
     )
+    _check_positions(model, data_args.max_length, [training.windows, *(part.windows for part in evaluation.values())])
     return QuestionAnsweringTrainer(
         model,
         args,
@@ -219,6 +223,20 @@ def _question_answering(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
     )
+
+
+def _check_positions(model: PreTrainedModel, max_length: int, parts: list[Any]) -> None:
+    """Refuse tokens beyond the model's last position, which on a device would be an assertion without a name."""
+    reach = positions_of(model)
+    if reach is None or max_length <= reach:
+        return
+    # A stream does not tell how long its texts are.
+    longest = max(max(part["length"]) if isinstance(part, datasets.Dataset) else max_length for part in parts)
+    if longest > reach:
+        raise ValueError(
+            f"`max_length` was {max_length}, and the longest input may take {longest} tokens; the model has positions "
+            f"for {reach}: set `max_length` to {reach} at most"
+        )
 
 
 def _training_sources(data_args: DataArguments, seed: int) -> list[Source]:

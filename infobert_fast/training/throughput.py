@@ -232,7 +232,7 @@ def throughput_line(metrics: Mapping[str, float]) -> str:
         words.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
         words.append(f"{100 * metrics['padding']:.1f} % of the computed tokens padding")
     else:
-        words.append("no rate (a run of one step, which is warm-up)")
+        words.append("no rate (the first step is warm-up, and there was no other)")
     if "model_flops_utilization" in metrics:
         words.append(f"MFU {100 * metrics['model_flops_utilization']:.1f} %")
     else:

@@ -135,6 +135,8 @@ class InfoBertTrainer(ReliableTrainer):
             raise ValueError(
                 "`batch_tokens` was set for an iterable `train_dataset`, whose lengths are not known: unset"
             )
+        if args.batch_tokens is not None and self.train_dataset is not None:
+            self._token_batches()  # refuses a budget that is too small
         # Ranks whose batches differ in sentences say so through the host, where no device has to be waited for.
         uneven = iterable or args.batch_tokens is not None or args.train_sampling_strategy == "batch_rebalance"
         uneven = uneven or not self.accelerator.even_batches
@@ -226,13 +228,7 @@ class InfoBertTrainer(ReliableTrainer):
         loader = super().get_train_dataloader()
         if self.args.batch_tokens is None:
             return loader
-        batches = TokenBatches(
-            token_lengths(self.train_dataset, self.args.length_column_name),
-            self.args.batch_tokens,
-            ranks=self.args.world_size,
-            rank=self.args.process_index,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        batches = self._token_batches()
         same = ("collate_fn", "num_workers", "pin_memory", "worker_init_fn", "prefetch_factor", "persistent_workers")
         loader = DataLoader(loader.dataset, batch_sampler=batches, **{name: getattr(loader, name) for name in same})
         return prepare_data_loader(
@@ -242,6 +238,15 @@ class InfoBertTrainer(ReliableTrainer):
             process_index=0,
             put_on_device=True,
             non_blocking=self.accelerator.non_blocking,
+        )
+
+    def _token_batches(self) -> TokenBatches:
+        return TokenBatches(
+            token_lengths(self.train_dataset, self.args.length_column_name),
+            cast(int, self.args.batch_tokens),
+            ranks=self.args.world_size,
+            rank=self.args.process_index,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -82,7 +82,7 @@ def test_tokenize_refuses_what_it_cannot_use(corpus, tokenizer):
         ValueError, match=r"lacks the columns \['premise'\]; it has \['hypothesis', 'label'\]; use load_"
     ):
         tokenize(corpus["train"].remove_columns("premise"), tokenizer)
-    with pytest.raises(ValueError, match="max_length is 5; a pair takes at least 6 tokens"):
+    with pytest.raises(ValueError, match="`max_length` was 5; a pair takes at least 6 tokens"):
         tokenize(corpus["train"], tokenizer, max_length=5)
 
 

@@ -10,7 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
-from infobert_fast.training.encoder import check_embedded_forward, embedded_inputs, word_embeddings_of
+from infobert_fast.training.encoder import (
+    check_embedded_forward,
+    embedded_inputs,
+    positions_of,
+    within_positions,
+    word_embeddings_of,
+)
 from infobert_fast.training.trainer import WithLengths
 
 FAMILIES = ["bert", "roberta", "deberta-v2", "electra", "albert", "distilbert", "modernbert"]
@@ -219,3 +225,22 @@ def test_sdpa_masks_made_on_the_host_are_the_encoders_own(make_model, make_examp
     for own, ours in zip(*found, strict=True):
         assert torch.equal(own, ours)
     assert any(bool(gradient.any()) for gradient in found[0][1:])
+
+
+@pytest.mark.parametrize(("kind", "reach"), [("roberta", 38), ("bert", 40), ("distilbert", 40), ("modernbert", None)])
+def test_positions_are_counted_as_the_model_counts_them(kind, reach):
+    """A text of that length runs, one of a token more does not."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "pad_token_id": 1}
+    sizes |= {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8} if kind == "distilbert" else {}
+    config = AutoConfig.for_model(kind, **sizes, intermediate_size=8, max_position_embeddings=40)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    assert positions_of(model) == reach
+    assert within_positions(model, 64) == (reach or 64)
+    assert within_positions(model, 16) == 16
+    ids = torch.full((1, reach or 64), 5)
+    assert torch.isfinite(model(input_ids=ids).logits).all()
+    if reach is not None:
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, reach + 1), 5))
