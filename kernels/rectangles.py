@@ -110,11 +110,14 @@ def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, 
                 sums_a, local, global_, weights[0], p.n_j, p.n_i, p.total_j, p.total_i, problem, count,
                 first_r=0, first_k=i, block_r=p.pad_j, block_k=rows, accumulate=i > 0,
             )  # fmt: skip
-        if sums_b is not None:
+        if sums_b is not None and (of_block := rows_of(problem, count, i, rows, p)):
+            part = sum_buffer(global_[of_block], block_i, p.n_j, block_problems, p.config.programs, lse.dtype)
             mask_sums(
-                sums_b, global_, local, weights[1], p.n_i, p.n_j, p.total_i, p.total_j, problem, count,
-                first_r=i, first_k=0, block_r=rows, block_k=p.pad_j, accumulate=False,
+                part, global_[of_block], local[problem * p.n_j :], weights[1],
+                p.n_i - i, p.n_j, part.shape[1], p.total_j - problem * p.n_j, 0, count,
+                first_r=0, first_k=0, block_r=rows, block_k=p.pad_j, accumulate=False,
             )  # fmt: skip
+            torch.sum(part, 0, out=sums_b[0, of_block])
     return sums_a, sums_b
 
 
@@ -141,11 +144,14 @@ def fast_pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_in
                 sums_a, A, minus_b, weights[1], scale, p.n_j, p.n_i, p.total_j, p.total_i, problem, count,
                 first_r=0, first_k=i, pad_r=p.pad_j, pad_k=p.pad_i, block_r=p.pad_j, block_k=rows, accumulate=i > 0,
             )  # fmt: skip
-        if sums_b is not None:
+        if sums_b is not None and (of_block := rows_of(problem, count, i, rows, p)):
+            part = sum_buffer(global_[of_block], block_i, p.n_j, block_problems, p.config.programs, lse.dtype)
             fast_mask_sums(
-                sums_b, B, minus_a, weights[0], scale, p.n_i, p.n_j, p.total_i, p.total_j, problem, count,
-                first_r=i, first_k=0, pad_r=p.pad_i, pad_k=p.pad_j, block_r=rows, block_k=p.pad_j, accumulate=False,
+                part, B[problem * p.pad_i + i :], minus_a[:, problem * p.pad_j :], weights[0], scale,
+                p.n_i - i, p.n_j, part.shape[1], p.total_j - problem * p.n_j, 0, count,
+                first_r=0, first_k=0, pad_r=p.pad_i, pad_k=p.pad_j, block_r=rows, block_k=p.pad_j, accumulate=False,
             )  # fmt: skip
+            torch.sum(part, 0, out=sums_b[0, of_block])
     return sums_a, sums_b
 
 
@@ -163,12 +169,19 @@ def blocks_of(p, lse):
     return blocks, block_problems, block_i
 
 
+def rows_of(problem, count, i, rows, p):
+    """The pairs that a block's global rows are; None where the last problem ends before the block."""
+    first = problem * p.n_i + i
+    last = min((problem + count - 1) * p.n_i + min(i + rows, p.n_i), p.total_i)
+    return slice(first, last) if first < last else None
+
+
 def sum_buffers(local, global_, block_problems, block_i, p, need, dtype):
-    """Sums over pairs for local and for global rows, None where neither rows nor w2 need them."""
+    """Sums over pairs for local and for global rows, None where neither rows nor w2 need them. A block finishes its
+    global rows, so that only their sums of one block are split: of all rows they would not be linear in memory."""
     need_a, need_b, need_w, _ = need
-    programs = p.config.programs
-    sums_a = sum_buffer(local, p.n_j, block_i, block_problems, programs, dtype) if need_a or need_w else None
-    sums_b = sum_buffer(global_, block_i, p.n_j, block_problems, programs, dtype) if need_b or need_w else None
+    sums_a = sum_buffer(local, p.n_j, block_i, block_problems, p.config.programs, dtype) if need_a or need_w else None
+    sums_b = torch.empty((1, *global_.shape), device=global_.device, dtype=dtype) if need_b or need_w else None
     return sums_a, sums_b
 
 

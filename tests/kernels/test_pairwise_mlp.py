@@ -125,6 +125,23 @@ def test_scores_are_kept_below_a_budget_and_made_again_above(chunk_size, precisi
         torch.testing.assert_close(kept, again, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_split_sums_are_held_of_one_block_alone(precision, device, monkeypatch):
+    """128 columns in two splits, over blocks of 32 rows: two sums of all 256 rows would be the largest tensor, and of
+    262,144 rows, with 38 splits, 12 GB."""
+    monkeypatch.setattr(rectangles, "BLOCK_BYTES", 2 * 4 * 128 * 32)
+    sizes, empty = [], torch.empty
+
+    def recorded(size, *args, **kwargs):
+        sizes.append(torch.Size(size).numel())
+        return empty(size, *args, **kwargs)
+
+    case, grad = make_case(128, 64, globals_=256, device=device), torch.ones(256, device=device)
+    monkeypatch.setattr(torch, "empty", recorded)
+    run(case, grad, precision=precision, keep_scores=False, need=(False, True, False, False))
+    assert 256 * 64 <= max(sizes) < 2 * 256 * 64
+
+
 def test_wide_rows(device):
     """More columns than one tile of the four-warp configuration."""
     check(make_case(2100, 3, globals_=5, device=device))
