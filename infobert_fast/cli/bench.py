@@ -39,6 +39,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         checks.number("threshold", given.threshold, low=0.0)
         old, new = (_read(path) for path in given.compare)
         return lambda: _compare(old, new, given.threshold)
+    checks.number("seconds", given.seconds, low=0.0)
     known = {path.stem.removeprefix("bench_"): path for path in sorted(given.folder.glob("bench_*.py"))}
     if not known:
         raise FileNotFoundError(

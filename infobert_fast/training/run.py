@@ -230,12 +230,12 @@ def _check_positions(model: PreTrainedModel, max_length: int, parts: list[Any]) 
     reach = positions_of(model)
     if reach is None or max_length <= reach:
         return
-    # A stream does not tell how long its texts are.
-    longest = max(max(part["length"]) if isinstance(part, datasets.Dataset) else max_length for part in parts)
+    # A stream does not tell how long its texts are, and is taken at its word.
+    longest = max((max(part["length"]) for part in parts if isinstance(part, datasets.Dataset)), default=0)
     if longest > reach:
         raise ValueError(
-            f"`max_length` was {max_length}, and the longest input may take {longest} tokens; the model has positions "
-            f"for {reach}: set `max_length` to {reach} at most"
+            f"`max_length` was {max_length}, and the longest input takes {longest} tokens; the model has positions for "
+            f"{reach}: set `max_length` to {reach} at most"
         )
 
 

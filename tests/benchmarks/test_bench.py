@@ -122,6 +122,7 @@ def test_noise_is_no_regression(capsys):
     [
         (["--folder", "nowhere"], "which holds no bench_*.py"),
         (["tinny", "--folder", "benchmarks"], "`suite` was 'tinny'"),
+        (["--folder", "benchmarks", "--seconds", "-1"], "`seconds` was -1.0"),
         (["--compare", "absent.json", "absent.json"], "absent.json"),
         (["--compare", "broken.json", "broken.json"], "is no JSON"),
         (["--compare", "other.json", "other.json"], "holds no benchmark results"),
