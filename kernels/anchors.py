@@ -142,10 +142,10 @@ def _choose(grad, attention_mask, cl, ch, out):
             grad, attention_mask, keys, counts, out,
             *grad.stride(), *attention_mask.stride(), length, units, out.numel(),
             BT=NORM_TOKENS, BH=min(NORM_UNITS, triton.next_power_of_2(max(units, 16))), BM=NORM_MASK, PRESET=flat,
-            num_warps=4,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         rank_kernel[(batch * triton.cdiv(length, RANK_TOKENS),)](
             keys, counts, out, length, out.numel(), float(cl), float(ch),
-            BT=RANK_TOKENS, BB=RANK_SENTENCES, FLAT=flat, num_warps=4,
+            BT=RANK_TOKENS, BB=RANK_SENTENCES, FLAT=flat, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out

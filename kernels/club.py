@@ -151,10 +151,21 @@ def club_forward(y, mask):
     with on_device(y):
         moments_kernel[(ranges, tiles)](
             y, mask, counts, means, squares, centre, *y.stride(), n_rows, n_units, rows,
-            BR=ROWS, BH=UNITS, BM=MASK, MASKED=mask is not None, num_warps=4,
+            BR=ROWS, BH=UNITS, BM=MASK, MASKED=mask is not None, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         merge_moments_kernel[(tiles,)](
-            counts, means, squares, centre, total, parts, ranges, n_units, BR=ROWS, BH=UNITS, num_warps=4
+            counts,
+            means,
+            squares,
+            centre,
+            total,
+            parts,
+            ranges,
+            n_units,
+            BR=ROWS,
+            BH=UNITS,
+            num_warps=4,
+            enable_fp_fusion=True,
         )
         return parts.sum(), centre, total
 
@@ -167,6 +178,6 @@ def club_backward(grad, y, mask, centre, total):
     with on_device(y):
         club_backward_kernel[(triton.cdiv(n_rows, BACKWARD_ROWS), triton.cdiv(n_units, UNITS))](
             grad, y, mask, centre, total, dy, *y.stride(), n_rows, n_units,
-            BR=BACKWARD_ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4,
+            BR=BACKWARD_ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return dy

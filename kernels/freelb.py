@@ -146,9 +146,11 @@ def freelb_step(delta, grad, attention_mask, adv_lr, adv_max_norm, norm_type):
     tensors = (delta, grad, attention_mask, parts)
     sizes = (*delta.stride(), *grad.stride(), *attention_mask.stride(), length, units)
     with on_device(delta):
-        norm_parts_kernel[(batch * tiles,)](*tensors, *sizes, BT=TOKENS, BH=width, PARTS=number, num_warps=4)
+        norm_parts_kernel[(batch * tiles,)](
+            *tensors, *sizes, BT=TOKENS, BH=width, PARTS=number, num_warps=4, enable_fp_fusion=True
+        )
         ascent_kernel[(batch * tiles,)](
             *tensors, out, *sizes, float(adv_lr), float(adv_max_norm), BT=TOKENS, BH=width, BP=PARTS_AT_ONCE,
-            PARTS=number, CLAMP=norm_type == "linf" and adv_max_norm > 0, num_warps=4,
+            PARTS=number, CLAMP=norm_type == "linf" and adv_max_norm > 0, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out

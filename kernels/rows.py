@@ -50,8 +50,10 @@ def scatter_rows(grad, index, like, distinct):
             return segment_sum(grad.to(accumulator(grad)).contiguous(), index, like)
         out = torch.empty((n_rows, n_units), device=like.device, dtype=like.dtype)
         inverse = torch.full((n_rows,), -1, device=like.device, dtype=torch.int32)
-        inverse_kernel[(triton.cdiv(index.shape[0], INDICES),)](index, inverse, index.shape[0], BP=INDICES, num_warps=4)
+        inverse_kernel[(triton.cdiv(index.shape[0], INDICES),)](
+            index, inverse, index.shape[0], BP=INDICES, num_warps=4, enable_fp_fusion=True
+        )
         scatter_rows_kernel[(triton.cdiv(n_rows, ROWS), triton.cdiv(n_units, UNITS))](
-            grad, inverse, out, *grad.stride(), n_rows, n_units, BR=ROWS, BH=UNITS, num_warps=4
+            grad, inverse, out, *grad.stride(), n_rows, n_units, BR=ROWS, BH=UNITS, num_warps=4, enable_fp_fusion=True
         )
     return out

@@ -96,9 +96,11 @@ def sampled_club_forward(y, partner, mask):
     with on_device(y):
         distance_kernel[(ranges,)](
             y, partner, mask, squares, counts, *y.stride(), n_rows, n_units, rows,
-            BR=ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4,
+            BR=ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
-        merge_distances_kernel[(1,)](squares, counts, bound, total, ranges, BP=PARTS, num_warps=1)
+        merge_distances_kernel[(1,)](
+            squares, counts, bound, total, ranges, BP=PARTS, num_warps=1, enable_fp_fusion=True
+        )
     return bound, total
 
 
@@ -115,6 +117,6 @@ def sampled_club_backward(grad, y, partner, mask, total):
         units = min(ROW_UNITS, triton.next_power_of_2(max(n_units, 32)))
         sampled_backward_kernel[(n_rows, triton.cdiv(n_units, units))](
             grad, y, partner, mask, order, start, total, dy, *y.stride(), n_rows, n_units,
-            BH=units, MASKED=mask is not None, num_warps=4,
+            BH=units, MASKED=mask is not None, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return dy

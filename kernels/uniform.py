@@ -75,6 +75,6 @@ def freelb_start(attention_mask, sentence_ids, units, magnitude, norm_type, seed
         start_kernel[(batch * triton.cdiv(length, TOKENS),)](
             attention_mask, ids, out, *attention_mask.stride(), length, units, seed, float(magnitude),
             BT=TOKENS, BQ=min(QUADS, triton.next_power_of_2(max(triton.cdiv(units, 4), 4))), BM=MASK,
-            IDS=ids is not None, L2=norm_type == "l2", num_warps=4,
+            IDS=ids is not None, L2=norm_type == "l2", num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out
