@@ -46,8 +46,9 @@ test-gpu: $(ENV) ## run the tests marked `gpu` (needs a CUDA device)
 demo: $(ENV) ## train on generated sentences, with and without the regularisers; writes demo/
 	$(RUN) examples/demo.py
 
-bench: $(ENV) ## time every suite on this machine beside its baselines; writes bench.json
-	$(RUN) -m infobert_fast.cli bench --output bench.json
+bench: $(ENV) ## time every suite on a CPU, then write docs/benchmarks.md and README's table
+	$(RUN) -m infobert_fast.cli bench --output benchmarks/results/cpu/bench.json
+	$(RUN) benchmarks/report.py docs/benchmarks.md README.md
 
 lint: style typecheck ## both of the following
 
@@ -70,7 +71,7 @@ wheel: $(ENV) ## build dist/*.tar.gz and dist/*.whl
 	$(RUN) -m build --no-isolation --outdir dist . >/dev/null
 
 clean: ## remove what builds and checks leave behind
-	rm -rf build dist demo bench.json *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove the environment too
