@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -90,3 +91,15 @@ def test_python_examples(document):
         program = compile(code, document, "exec")
         if code.startswith("import torch\n"):
             exec(program, {})
+
+
+def test_public_names_are_listed():
+    text = Path("docs/api.md").read_text(encoding="utf-8")
+    for section in text.split("\n## `")[1:]:
+        module = importlib.import_module(section.split("`")[0])
+        public = {
+            name
+            for name in module.__all__
+            if inspect.isclass(value := getattr(module, name)) or inspect.isfunction(value)
+        }
+        assert public <= set(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)), module.__name__
