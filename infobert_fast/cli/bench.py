@@ -58,7 +58,9 @@ def _run(paths: list[Path], given: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=bench_*.py"]
         command += ["-o", f"pythonpath={given.folder.resolve()}", "--benchmark-quiet", f"--benchmark-json={result}"]
         command += [f"--seconds={given.seconds}", "--tb=short", *(f"--candidate={name}" for name in given.candidate)]
-        done = subprocess.run([*command, *map(str, paths)], env={**os.environ, "TRITON_INTERPRET": "0"})
+        # A worker of pytest-xdist says so in its environment, and pytest-benchmark then times nothing.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        done = subprocess.run([*command, *map(str, paths)], env={**environment, "TRITON_INTERPRET": "0"})
         if not result.is_file():
             sys.exit(done.returncode or 1)
         content = json.loads(result.read_text())
