@@ -57,12 +57,21 @@ def assert_same(got, expected, tolerance=1e-10):
 def assert_no_worse_than_eager(fast, literal, inputs, dtype, factor=2.0):
     """Error against float64 on the same rounded inputs: at most ``factor`` times that of the literal form in ``dtype``,
     plus two roundings of the result, or of the terms of order 1 whose difference it is (the bound, the gradient of b2).
+
+    The largest error of a small tensor is a matter of luck, for either form; a list of draws compares their means.
     """
-    rounded = [tensor.to(dtype) for tensor in inputs]
-    exact = value_and_grads(literal, rounded, F64)
-    eager, got = value_and_grads(literal, rounded, dtype), value_and_grads(fast, rounded, dtype)
-    for n, (g, e, x) in enumerate(zip(got, eager, exact, strict=True)):
-        error, allowed = ((t.to(F64) - x).abs().max().item() for t in (g, e))
-        scale = max(x.abs().max().item(), 1.0 if x.numel() == 1 else 0.0)
-        allowed = factor * allowed + 2 * torch.finfo(dtype).eps * scale
-        assert error <= allowed, f"tensor {n}: error {error:.2e}, eager allows {allowed:.2e}"
+    errors, allowed = [], []
+    for draw in [inputs] if torch.is_tensor(inputs[0]) else inputs:
+        rounded = [tensor.to(dtype) for tensor in draw]
+        exact = value_and_grads(literal, rounded, F64)
+        eager, got = value_and_grads(literal, rounded, dtype), value_and_grads(fast, rounded, dtype)
+        scales = [max(x.abs().max().item(), 1.0 if x.numel() == 1 else 0.0) for x in exact]
+        worst = [
+            [(t.to(F64) - x).abs().max().item() for t, x in zip(form, exact, strict=True)] for form in (got, eager)
+        ]
+        errors.append(worst[0])
+        allowed.append(
+            [factor * e + 2 * torch.finfo(dtype).eps * scale for e, scale in zip(worst[1], scales, strict=True)]
+        )
+    for n, (error, limit) in enumerate(zip(torch.tensor(errors).mean(0), torch.tensor(allowed).mean(0), strict=True)):
+        assert error <= limit, f"tensor {n}: error {error:.2e}, eager allows {limit:.2e}"
