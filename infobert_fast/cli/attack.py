@@ -50,6 +50,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument("--keep_part_of_speech", action="store_true", help="by nltk's tagger, where it is installed")
     parser.add_argument("--max_length", type=int, default=128, help="longest pair in tokens")
     parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
+    parser.add_argument("--bf16", action="store_true", help="run the models in bfloat16 autocast")
     parser.add_argument("--concurrent", type=int, default=256, help="examples under attack at a time")
     given = parser.parse_args(list(arguments))
     for name in ("limit", "concurrent", "max_length", "batch_tokens"):
@@ -77,7 +78,13 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     if name := given.similarity_model:
         encoder = AutoModel.from_pretrained(name, dtype=torch.float32).to(device)
         compare = functools.partial(similarities, encoder, AutoTokenizer.from_pretrained(name), **sizes(encoder))
-    return lambda: _attack(given, corpora, neighbors, limits, score, compare)
+
+    def work() -> None:
+        # Around the whole attack: at the end of a context autocast forgets the weights that it has cast.
+        with torch.autocast(device, torch.bfloat16, enabled=given.bf16):
+            _attack(given, corpora, neighbors, limits, score, compare)
+
+    return work
 
 
 def _attack(

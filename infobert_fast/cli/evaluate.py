@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,8 +159,7 @@ def _evaluate(
 ) -> None:
     max_length = given.max_length
     results: dict[str, Result] = {}
-    autocast = torch.autocast(model.device.type, torch.bfloat16) if given.bf16 else contextlib.nullcontext()
-    with autocast:
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=given.bf16):
         for name, dataset in sets.items():
             stem = None if given.predictions is None else given.predictions / name.replace("/", "_").replace(":", "_")
             common = {"max_length": max_length, "batch_tokens": given.batch_tokens, "name": name}

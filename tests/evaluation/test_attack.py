@@ -6,9 +6,11 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from infobert_fast.cli import main
 from infobert_fast.cli.attack import _tagger
+from infobert_fast.evaluation import scoring
 from infobert_fast.evaluation.attack import Compare, Limits, Outcome, Score, attack, run
 
 # Two labels; a text's evidence for label 1 is the sum of its words' weights.
@@ -212,6 +214,20 @@ def test_the_command(nli_folder, tmp_path, neighbors, capsys):
         } in [{key: row[key] for key in ("premise", "hypothesis", "label")} for row in rows]
         assert line["adv_hypothesis"] != line["orig_hypothesis"]
         assert line["adv_label"] != line["true_label"]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_models_run_in_the_precision_asked_for(bf16, nli_folder, tmp_path, neighbors, monkeypatch):
+    seen, exact = [], scoring.probabilities
+
+    def spy(model, tokenizer, pairs, **sizes):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return exact(model, tokenizer, pairs, **sizes)
+
+    monkeypatch.setattr("infobert_fast.cli.attack.probabilities", spy)
+    command = ["attack", str(nli_folder / "model"), "--data", f"t={nli_folder / 'test.jsonl'}", "--limit", "4"]
+    assert main([*command, "--neighbors", str(neighbors), *["--bf16"] * bf16]) == 0
+    assert set(seen) == {bf16}
 
 
 @pytest.mark.parametrize(
