@@ -19,21 +19,20 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@functools.cache
-def _origin() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+_last: list[Any] = []  # the event of the last call of clock, and the seconds up to it
 
 
 def clock() -> float:
     """Seconds on the device's own clock: between two calls lies what the device did, not what the host waited for."""
     if DEVICE == "cpu":
         return time.perf_counter()
-    origin, event = _origin(), torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)
     event.record()
     event.synchronize()
-    return origin.elapsed_time(event) / 1e3
+    # elapsed_time is a float32 of milliseconds: since the start of a run of minutes, its steps would be microseconds
+    seconds = _last[1] + _last[0].elapsed_time(event) / 1e3 if _last else 0.0
+    _last[:] = event, seconds
+    return seconds
 
 
 @functools.cache

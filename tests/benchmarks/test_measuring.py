@@ -1,0 +1,46 @@
+"""The device's clock, with events as a device has them: their distance is a float32 of milliseconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def measuring(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import measuring
+
+    monkeypatch.setattr(measuring, "DEVICE", "cuda")
+    monkeypatch.setattr(measuring, "_last", [])
+    return measuring
+
+
+def test_the_clock_is_as_fine_after_minutes_as_at_the_start(measuring, monkeypatch):
+    now = 0.0
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.milliseconds = now
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return float(np.float32(other.milliseconds - self.milliseconds))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    begin = measuring.clock()
+    for milliseconds in (1.0, 400_000.0):
+        now += milliseconds
+        assert measuring.clock() - begin == pytest.approx(now / 1e3)
+        for microseconds in (20.0, 7.3):
+            start = measuring.clock()
+            now += microseconds / 1e3
+            assert 1e6 * (measuring.clock() - start) == pytest.approx(microseconds, rel=1e-3)
