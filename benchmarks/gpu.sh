@@ -11,8 +11,9 @@
 # The machine needs torch, triton and transformers. What else is missing comes from wheels in benchmarks/wheels/ (not in
 # the repository), which a machine with an index fills for the GPU machine's Python and platform:
 #   pip download --no-deps --only-binary :all: --python-version 3.12 -d benchmarks/wheels \
-#       -c constraints.txt pytest iniconfig pluggy pytest-benchmark py-cpuinfo rich markdown-it-py mdurl pygments tqdm \
-#       hypothesis sortedcontainers datasets dill multiprocess xxhash pandas pyarrow accelerate psutil
+#       -c constraints.txt pytest iniconfig pluggy pytest-benchmark py-cpuinfo2 rich markdown-it-py mdurl pygments tqdm \
+#       hypothesis sortedcontainers datasets dill multiprocess xxhash pandas python-dateutil tzdata pyarrow accelerate \
+#       psutil
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

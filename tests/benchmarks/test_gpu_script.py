@@ -1,10 +1,16 @@
 """benchmarks/gpu.sh with a Python that only notes what it is asked for: order, restarts, and no timing while red."""
 
+import ast
+import importlib.metadata
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
 FAKE = """#!/usr/bin/env bash
@@ -71,3 +77,37 @@ def test_every_suite_is_named():
     suites = {path.stem.removeprefix("bench_") for path in SCRIPT.parent.glob("bench_*.py")}
     (line,) = [line for line in SCRIPT.read_text().splitlines() if "for suite in" in line]
     assert set(line.split(" in ")[1].split(";")[0].split()) == suites
+
+
+def closure(names):
+    """What is installed of the distributions and of whatever they require without being asked to."""
+    found, waiting = set(), set(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        try:
+            requirements = [Requirement(line) for line in importlib.metadata.requires(name) or ()]
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform or Python
+        found.add(name)
+        needed = (r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""}))
+        waiting |= {canonicalize_name(name) for name in needed} - found
+    return found
+
+
+def test_the_wheels_are_all_that_a_machine_with_torch_and_transformers_lacks():
+    """Imports at the head of any test or suite count: pytest -m gpu reads every file."""
+    command = re.search(r"constraints\.txt (.+?)\nset -", SCRIPT.read_text(), re.S)[1]
+    wheels = {canonicalize_name(name) for name in command.replace("#", " ").replace("\\", " ").split()}
+    present = closure(["torch", "triton", "transformers", "setuptools"]) | wheels | {"infobert-fast"}
+    assert closure(wheels) <= present
+    owners = importlib.metadata.packages_distributions()
+    missing = set()
+    root = SCRIPT.parents[1]
+    for path in [*root.glob("tests/**/*.py"), *root.glob("benchmarks/bench_*.py"), root / "benchmarks/measuring.py"]:
+        for statement in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
+            names += [statement.module] if isinstance(statement, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
+                if name in owners and not {canonicalize_name(owner) for owner in owners[name]} & present:
+                    missing.add((name, path.name))
+    assert not missing
