@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+import triton
 
 from infobert_fast.cli import main
 from infobert_fast.kernels import tune
 from infobert_fast.kernels.launch_table import FORMAT, Config, Plan, read_table, table_entry
+from infobert_fast.kernels.tune import device_timer
 
 OTHER = Plan(Config(16, 1, 512), Config(16, 4, 512))
 
@@ -20,6 +22,17 @@ def device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     clock = lambda size, config: 1.0 + (config.warps != 2) + config.programs / 1e6  # noqa: E731
     monkeypatch.setattr(tune, "device_timer", lambda device: clock)
+
+
+def test_a_configuration_beyond_the_device_is_passed_over(monkeypatch):
+    def step(operands, grad, choice):
+        if choice is not None:
+            raise triton.OutOfResources(300_000, 232_448, "shared memory")
+        return (grad,)
+
+    monkeypatch.setattr(tune, "step", step)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert device_timer("cpu")(8, Config(16, 8, 512)) is None
 
 
 def test_without_a_device(tmp_path, capsys, monkeypatch):
