@@ -196,7 +196,8 @@ class InfoBertTrainer(ReliableTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._club is not None and checkpoint is not None and Path(checkpoint, LEARNED_BOUND).is_file():
-            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location=self.args.device.type, weights_only=True)
+            # Adam counts its steps on the host, and a loaded count stays where it lies: on a device it would be read.
+            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location="cpu", weights_only=True)
             self._club.load_state_dict(state["club"])
             self._club.optimizer.load_state_dict(state["optimizer"])
 

@@ -470,10 +470,10 @@ def test_the_trainer_is_a_trainer(make_model, make_examples, make_trainer):
 @pytest.mark.parametrize("version", [-1, 3, 6])
 @pytest.mark.parametrize("negatives", ["chunk", "batch"])
 def test_nothing_waits_for_the_device(monkeypatch, make_model, make_examples, make_trainer, version, negatives):
-    """From the batch on the device to the end of the micro-step; eager attention, whose mask transformers does not
-    read.
+    """From the batch on the device to the end of the micro-step; sdpa, whose mask is made from the lengths (for that of
+    eager attention transformers 5.17 copies a number to the device).
     """
-    model = make_model(attention="eager")
+    model = make_model()
     trainer = make_trainer(
         model,
         make_examples(16),
@@ -516,3 +516,19 @@ def test_dropout_repeats_on_the_device(make_model, make_examples, make_trainer, 
     assert len(losses) == 6
     assert len(set(losses[:3])) == len(set(losses[3:])) == 1
     assert losses[0] != losses[3]
+
+
+@pytest.mark.gpu
+def test_the_learned_bounds_steps_are_counted_on_the_host_after_a_checkpoint(
+    make_model, make_examples, make_trainer, tmp_path
+):
+    """A count on the device would be read by every step of Adam."""
+    trainer = make_trainer(
+        make_model(), make_examples(8), use_cpu=False, learning_rate=0.01, **{**STRONG, "version": 1}
+    )
+    trainer.train()
+    trainer._save_optimizer_and_scheduler(str(tmp_path))
+    trainer._load_optimizer_and_scheduler(str(tmp_path))
+    for parameter, state in trainer._bottleneck.club.optimizer.state.items():
+        assert state["step"].device.type == "cpu"
+        assert state["exp_avg"].device == parameter.device
