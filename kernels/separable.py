@@ -110,6 +110,7 @@ def separable_weights_kernel(
 
 # 64 scores a thread; partials weigh 1.6 % of the scores by rows, 4.7 % by rows and columns
 ROWS, COLUMNS, WARPS = 64, 128, 4
+MOST_TILES = 65_535  # of rows in a launch: the second dimension of a CUDA grid ends there
 # scores of a block, 256 MiB: products are large enough for cuBLAS, and sums of gradients over blocks are read and
 # written 8192 columns apart
 BLOCK_SCORES = 2**26
@@ -117,7 +118,7 @@ BLOCK_SCORES = 2**26
 
 def blocks(I, J):  # noqa: E741
     """Slices of at most BLOCK_SCORES pairs, as square as they can be: rows in turn, within one its columns in turn."""
-    rows = min(I, max(math.isqrt(BLOCK_SCORES), BLOCK_SCORES // J))
+    rows = min(I, max(math.isqrt(BLOCK_SCORES), BLOCK_SCORES // J), MOST_TILES * ROWS)
     columns = min(J, max(BLOCK_SCORES // rows, 1))
     for i in range(0, I, rows):
         for j in range(0, J, columns):

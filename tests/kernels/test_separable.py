@@ -30,6 +30,12 @@ def test_both_log_sums(I, J, block, device, monkeypatch):  # noqa: E741
     assert empty.shape == (0,)
 
 
+def test_millions_of_rows_against_a_few_fit_a_grid():
+    parts = list(separable.blocks(10_000_000, 4))
+    assert all(i.stop - i.start <= 65_535 * separable.ROWS for i, _ in parts)
+    assert sum((i.stop - i.start) * (j.stop - j.start) for i, j in parts) == 40_000_000
+
+
 def test_a_tile_that_labels_leave_out_whole(device, monkeypatch):
     """The first row's own tile holds it alone; every other tile of it holds nothing."""
     monkeypatch.setattr(separable, "COLUMNS", 16)
