@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, RobertaConfig, RobertaForSequenceClassification, set_seed
 
 from infobert_fast.adversary import FreeLB
+from infobert_fast.data.collation import WithLengths
 from infobert_fast.data.demo import demo_corpus, demo_tokenizer
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
@@ -27,7 +28,6 @@ from infobert_fast.training.critic import attach_critic
 from infobert_fast.training.encoder import inputs_beside
 from infobert_fast.training.engines import keep_critic_whole, of_deepspeed
 from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
-from infobert_fast.training.trainer import WithLengths
 
 
 def arguments() -> argparse.Namespace:

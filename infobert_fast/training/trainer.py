@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from infobert_fast import checks
 from infobert_fast.data.batching import TokenBatches, token_lengths
-from infobert_fast.data.packing import Packing, pack_sentences
+from infobert_fast.data.collation import WithLengths
+from infobert_fast.data.packing import Packing
 from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
@@ -39,43 +39,12 @@ from infobert_fast.training.throughput import (
     throughput_line,
 )
 
-__all__ = ["InfoBertTrainer", "WithLengths"]
+__all__ = ["InfoBertTrainer"]
 
 logger = logging.getLogger(__name__)
 
 HEADS = ("logits", "start_logits", "end_logits")  # what models for sentences and for answers call their predictions
 LEARNED_BOUND = "learned_bound.pt"  # versions 0 and 1, in a checkpoint beside optimizer.pt
-
-
-class WithLengths:
-    """A collator that adds ``lengths``, the tokens of each sentence, as a list on the host, and checks the mask there.
-
-    Anchors are counted from lengths: taken here, before the batch leaves for the device, nothing waits for it later.
-    With ``packing`` the batch also gets its :class:`infobert_fast.data.packing.Packing`, as a dictionary.
-    """
-
-    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], packing: bool = False) -> None:
-        self.collator, self.packing = collator, packing
-
-    def __call__(self, examples: list[Any]) -> dict[str, Any]:
-        batch = dict(self.collator(examples))
-        if "input_ids" not in batch:
-            raise ValueError(
-                f"the batch holds {sorted(batch)} and no `input_ids`; the perturbation needs the tokens: add them"
-            )
-        if "attention_mask" not in batch:
-            raise ValueError(f"the batch holds {sorted(batch)} and no `attention_mask`, which tells padding: add it")
-        mask = batch["attention_mask"]
-        checks.attention_mask(mask, tuple(batch["input_ids"].shape[:2]))
-        if not bool(mask[:, 0].all()):
-            raise ValueError(
-                "a sentence of the batch begins with padding; its first hidden state, which stands for the sentence, "
-                "would be that of padding: set tokenizer.padding_side = 'right'"
-            )
-        batch["lengths"] = mask.to(torch.int64).sum(dim=1).tolist()
-        if self.packing:
-            batch["packing"] = pack_sentences(batch["lengths"], mask.shape[1])._asdict()
-        return batch
 
 
 class InfoBertTrainer(ReliableTrainer):

@@ -15,9 +15,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from infobert_fast.data.collation import WithLengths
 from infobert_fast.data.corpora import LABELS, load_nli
 from infobert_fast.data.tokenization import tokenize
-from infobert_fast.training.trainer import WithLengths
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
+from infobert_fast.data.collation import WithLengths
 from infobert_fast.training.encoder import (
     check_embedded_forward,
     embedded_inputs,
@@ -17,7 +18,6 @@ from infobert_fast.training.encoder import (
     within_positions,
     word_embeddings_of,
 )
-from infobert_fast.training.trainer import WithLengths
 
 FAMILIES = ["bert", "roberta", "deberta-v2", "electra", "albert", "distilbert", "modernbert"]
 SETTINGS = {"version": 6, "adv_steps": 2, "learning_rate": 0.05, "critic_hidden_dim": 20, "alpha": 0.1, "beta": 1e-3}

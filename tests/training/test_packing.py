@@ -7,7 +7,6 @@ import torch
 
 from infobert_fast.data.packing import pack_sentences
 from infobert_fast.training.packing import PackedEncoder, unpack
-from infobert_fast.training.trainer import WithLengths
 
 LENGTHS = [3, 11, 5, 7, 4, 9]
 STRONG = {"alpha": 0.3, "beta": 0.05, "cl": 0.3, "ch": 0.9, "adv_lr": 0.3, "adv_init_mag": 0.5, "critic_hidden_dim": 20}
@@ -174,10 +173,3 @@ def test_the_check_sees_a_leak_between_sentences(make_plain, make_examples, pad,
     stack.register_forward_hook(leaky._unpack)
     with pytest.raises(ValueError, match="does not give the same logits"):
         leaky.check(model, batch)
-
-
-def test_the_collator_packs(pad, make_examples):
-    batch = WithLengths(pad, packing=True)(make_examples(lengths=[3, 5, 4]))
-    assert set(batch["packing"]) == {"source", "sentence", "place"}
-    assert batch["packing"]["place"].shape == (3, 5)
-    assert "packing" not in WithLengths(pad)(make_examples(lengths=[3]))

@@ -9,9 +9,9 @@ import transformers
 from transformers import TrainerCallback
 
 from infobert_fast import InfoBertTrainer, functional
+from infobert_fast.data.collation import WithLengths
 from infobert_fast.training.step import step_seed
 from infobert_fast.training.terms import TermLog
-from infobert_fast.training.trainer import WithLengths
 
 # Magnitudes at which every term shows in the gradients.
 STRONG = {"alpha": 0.3, "beta": 0.05, "cl": 0.3, "ch": 0.9, "adv_lr": 0.3, "adv_init_mag": 0.5, "critic_hidden_dim": 20}
@@ -246,44 +246,6 @@ def test_term_log_means_and_ranges():
 
 
 # ---- collation
-
-
-def test_any_collator_gets_lengths(pad, make_examples):
-    batch = WithLengths(pad)(make_examples(lengths=[3, 5, 4]))
-    assert batch["lengths"] == [3, 5, 4]
-    assert {"input_ids", "attention_mask", "labels"} < batch.keys()
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int32])
-def test_lengths_are_integers_whatever_the_mask(dtype):
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).to(dtype)
-    batch = WithLengths(lambda _: {"input_ids": torch.zeros(2, 3, dtype=torch.int64), "attention_mask": mask})([])
-    assert batch["lengths"] == [2, 3]
-    assert all(type(n) is int for n in batch["lengths"])
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({"inputs_embeds": torch.zeros(1, 2, 3)}, r"holds \['inputs_embeds'\] and no `input_ids`"),
-        ({"input_ids": torch.zeros(1, 2, dtype=torch.int64)}, r"holds \['input_ids'\] and no `attention_mask`"),
-        (
-            {"input_ids": torch.zeros(2, 2, dtype=torch.int64), "attention_mask": torch.tensor([[1, 1], [0, 0]])},
-            "all zero for sentence 1",
-        ),
-        (
-            {"input_ids": torch.zeros(1, 2, dtype=torch.int64), "attention_mask": torch.tensor([[1, 2]])},
-            "values other than 0 and 1",
-        ),
-        (
-            {"input_ids": torch.zeros(1, 3, dtype=torch.int64), "attention_mask": torch.tensor([[1, 1]])},
-            r"`attention_mask` has shape \[1, 2\]",
-        ),
-    ],
-)
-def test_bad_batches_are_refused_where_they_are_collated(batch, message):
-    with pytest.raises(ValueError, match=message):
-        WithLengths(lambda _: batch)([])
 
 
 def test_a_tokenizers_own_collator_works(tmp_path, make_model, make_examples, make_trainer):
