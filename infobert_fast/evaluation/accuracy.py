@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infobert_fast.data.labels import label_table
 from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.data.tokenization import tokenize
+from infobert_fast.evaluation.batches import padded_batches
 
-__all__ = ["Accuracy", "evaluate", "label_order", "predict", "token_batches"]
+__all__ = ["Accuracy", "evaluate", "label_order", "predict"]
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,6 @@ class Accuracy:
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return centre - half, centre + half
-
-
-def token_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Cut examples, longest first, into batches of at most ``budget`` tokens with padding (one example at least)."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()
@@ -70,19 +58,13 @@ def predict(
     """
     order = label_order(model, task) if task.labels else None
     tokens = tokenize(dataset, tokenizer, max_length, task=task)
-    collate = DataCollatorWithPadding(tokenizer)
-    columns = [name for name in tokens.column_names if name not in ("length", "labels")]
-    inputs = tokens.select_columns(columns)
+    inputs = tokens.select_columns([key for key in tokens.column_names if key not in ("length", "labels")])
     predictions = np.empty(len(tokens), dtype=np.float64 if order is None else np.int64)
-    model.eval()
-    with tqdm(total=len(tokens), desc=name, unit="texts", leave=False, disable=None) as progress:
-        for indices in token_batches(list(tokens["length"]), batch_tokens):
-            batch = {key: value.to(model.device) for key, value in collate([inputs[i] for i in indices]).items()}
-            logits = model(**batch).logits
-            predictions[indices] = (
-                logits[:, 0].float().cpu().numpy() if order is None else order[logits.argmax(-1).cpu().numpy()]
-            )
-            progress.update(len(indices))
+    for indices, batch in padded_batches(model, tokenizer, inputs, list(tokens["length"]), batch_tokens, name=name):
+        logits = model(**batch).logits
+        predictions[indices] = (
+            logits[:, 0].float().cpu().numpy() if order is None else order[logits.argmax(-1).cpu().numpy()]
+        )
     return predictions
 
 

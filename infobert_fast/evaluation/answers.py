@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infobert_fast.data.answers import AnswerReader, Answers
 from infobert_fast.data.qa import windows
-from infobert_fast.evaluation.accuracy import token_batches
+from infobert_fast.evaluation.batches import padded_batches
 from infobert_fast.metrics.squad import SquadScores, squad_scores
 
 __all__ = ["answer", "score_answers"]
@@ -38,20 +37,15 @@ def answer(
     if not type(model).__name__.endswith("ForQuestionAnswering"):
         raise ValueError(f"the model is a {type(model).__name__}; it must answer questions: train with --task qa")
     cut = windows(questions, tokenizer, max_length, doc_stride)
-    collate = DataCollatorWithPadding(tokenizer)
     inputs = cut.select_columns([key for key in cut.column_names if key in ("input_ids", "token_type_ids")])
     lengths = list(cut["length"])
     start: list[np.ndarray] = [np.empty(0)] * len(cut)
     end: list[np.ndarray] = [np.empty(0)] * len(cut)
-    model.eval()
-    with tqdm(total=len(cut), desc=name, unit="windows", leave=False, disable=None) as progress:
-        for indices in token_batches(lengths, batch_tokens):
-            batch = {key: value.to(model.device) for key, value in collate([inputs[i] for i in indices]).items()}
-            outputs = model(**batch)
-            rows = torch.stack([outputs.start_logits, outputs.end_logits]).float().cpu().numpy()
-            for row, i in enumerate(indices):
-                start[i], end[i] = rows[0, row, : lengths[i]], rows[1, row, : lengths[i]]
-            progress.update(len(indices))
+    for indices, batch in padded_batches(model, tokenizer, inputs, lengths, batch_tokens, name=name):
+        outputs = model(**batch)
+        rows = torch.stack([outputs.start_logits, outputs.end_logits]).float().cpu().numpy()
+        for row, i in enumerate(indices):
+            start[i], end[i] = rows[0, row, : lengths[i]], rows[1, row, : lengths[i]]
     return (reader or AnswerReader()).read(questions, cut, start, end)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infobert_fast import checks, functional
-from infobert_fast.evaluation.accuracy import token_batches
+from infobert_fast.evaluation.batches import padded_batches
 from infobert_fast.training.encoder import embedded_inputs, word_embeddings_of
 
 __all__ = ["KINDS", "Explanation", "Kind", "Token", "explain", "label_names"]
@@ -96,9 +96,8 @@ def explain(
             raise ValueError(f"label {number} was {label}; the model has 0 to {len(names) - 1}, {', '.join(names)}")
     encoded = [tokenizer(*parts, truncation=True, max_length=max_length) for parts in texts]
     found: list[Explanation | None] = [None] * len(texts)
-    model.eval()
-    for indices in token_batches([len(one["input_ids"]) for one in encoded], batch_tokens):
-        padded = tokenizer.pad([dict(encoded[i]) for i in indices], return_tensors="pt").to(model.device)
+    lengths = [len(one["input_ids"]) for one in encoded]
+    for indices, padded in padded_batches(model, tokenizer, encoded, lengths, batch_tokens):
         logits, grad, used = _gradient(model, padded, [labels[i] for i in indices])
         ranked = _rank(grad, padded["attention_mask"], cl, ch)
         rows = zip(indices, logits.softmax(-1).tolist(), used.tolist(), *ranked, strict=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from infobert_fast.evaluation.accuracy import label_order, token_batches
+from infobert_fast.evaluation.accuracy import label_order
+from infobert_fast.evaluation.batches import padded_batches
 
 __all__ = ["probabilities", "similarities"]
 
@@ -59,12 +60,10 @@ def _rows(
 ) -> np.ndarray:
     """A classifier's logits, or the mean last hidden state of an encoder without a head; one row a text."""
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    rows: list[Tensor | None] = [None] * len(lengths)
-    model.eval()
-    for indices in token_batches(lengths, batch_tokens):
-        chosen = {name: [values[i] for i in indices] for name, values in encoded.items()}
-        batch = tokenizer.pad(chosen, return_tensors="pt").to(model.device)
+    inputs = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    lengths = [len(one["input_ids"]) for one in inputs]
+    rows: list[Tensor | None] = [None] * len(inputs)
+    for indices, batch in padded_batches(model, tokenizer, inputs, lengths, batch_tokens):
         output = model(**batch)
         if hasattr(output, "logits"):
             values = output.logits

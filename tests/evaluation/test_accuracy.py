@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infobert_fast.data.corpora import load_nli
-from infobert_fast.evaluation.accuracy import Accuracy, evaluate, predict, token_batches
+from infobert_fast.evaluation.accuracy import Accuracy, evaluate, predict
+from infobert_fast.evaluation.batches import token_batches
 
 
 @pytest.fixture
