@@ -8,7 +8,9 @@ read only where reading costs no device sync: on CPU tensors, or on a device whe
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ __all__ = [
     "positive_integer",
     "values_readable",
     "vector",
+    "writable",
     "zeros_and_ones",
 ]
 
@@ -63,6 +66,24 @@ def positive_integer(name: str, value: int | None, *, optional: bool = False, ad
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         allowed = "None or an integer of at least 1" if optional else "an integer of at least 1"
         raise ValueError(f"`{name}` was {value!r}; it must be {allowed}{'; ' + advice if advice else ''}")
+
+
+def writable(name: str, path: Path, *, folder: bool = False) -> None:
+    """Refuse a file, or a ``folder`` of files, that cannot be written, before the work that it is for. Leaves no trace.
+
+    Raises:
+        OSError: naming the argument and the path.
+    """
+    if path.is_dir() and not folder:
+        raise IsADirectoryError(f"`{name}` was {path}, which is a folder; it must be a file: add its name")
+    try:
+        there = path if folder else path.parent
+        while not there.exists():
+            there = there.parent  # folders that are missing will be made
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(b"whether the disk takes anything")
+    except OSError as error:
+        raise OSError(f"`{name}` was {path}, where nothing can be written ({error}): choose another") from error
 
 
 def anchor_window(cl: float, ch: float) -> None:

@@ -1,5 +1,6 @@
 """The command line, as a user types it: settings and overrides, a whole run, evaluation, and every refusal's words."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -8,10 +9,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
 from infobert_fast.cli import files, main, train
 from infobert_fast.training import run
+from infobert_fast.training.critic import attach_critic, load_without_critic
 
 
 def write(path, **settings):
@@ -269,6 +271,39 @@ def test_what_is_known_before_training_is_a_message(nli_folder, tmp_path, capsys
     assert main(["evaluate", str(nli_folder / "model"), "--data", str(long)]) == 0
 
 
+def test_the_critic_is_left_in_its_checkpoint_without_a_word(nli_folder, tmp_path, capfd):
+    """By every command that only uses a model; whatever else is unexpected is reported, and other loads are too."""
+    model = AutoModelForSequenceClassification.from_pretrained(nli_folder / "model")
+    attach_critic(model, 8)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(nli_folder / "model").save_pretrained(tmp_path / "model")
+    neighbors = tmp_path / "neighbors.json"
+    neighbors.write_text("{}")
+    data = ["--data", str(nli_folder / "test.jsonl"), "--limit", "2"]
+    for command, more in (
+        ("evaluate", data),
+        ("attack", [*data, "--neighbors", str(neighbors)]),
+        ("explain", ["a box", "--output", str(tmp_path / "page.html")]),
+    ):
+        assert main([command, str(tmp_path / "model"), *more]) == 0
+        said = capfd.readouterr()
+        assert "mi_estimator" not in said.out + said.err
+    model.stray = torch.nn.Linear(2, 1, bias=False)
+    model.save_pretrained(tmp_path / "model")
+    for load, unexpected in (
+        (functools.partial(load_without_critic, AutoModelForSequenceClassification), {"stray.weight"}),
+        (AutoModelForSequenceClassification.from_pretrained, {"stray.weight", *_names(model.mi_estimator)}),
+    ):
+        loaded, report = load(str(tmp_path / "model"), output_loading_info=True)
+        assert set(report["unexpected_keys"]) == unexpected
+        assert isinstance(loaded, type(model))
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def _names(critic):
+    return {f"mi_estimator.{name}" for name in critic.state_dict()}
+
+
 def _usage(arguments, capsys):
     """What argparse says, in lines that one sees at a glance."""
     capsys.readouterr()
@@ -289,3 +324,70 @@ def test_evaluation_refuses_before_it_begins(nli_folder, capsys):
     ):
         assert main([*given, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(nli_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "r.md").mkdir()
+    data, train = str(nli_folder / "test.jsonl"), str(nli_folder / "train.jsonl")
+    for command, argument, path in (
+        ("evaluate", "output", "file/r.md"),
+        ("evaluate", "output", "r.md"),
+        ("evaluate", "predictions", "file"),
+        ("evaluate", "mi_report", "file/deep/mi.png"),
+        ("attack", "output", "file"),
+        ("explain", "output", "file/page.html"),
+        ("explain", "output", "file/page.png"),
+    ):
+        more = {"evaluate": ["--information", train], "attack": ["--neighbors", data], "explain": []}[command]
+        given = [command, str(nli_folder / "model"), "--data", data, *more, f"--{argument}", str(tmp_path / path)]
+        if command == "attack":
+            (tmp_path / "neighbors.json").write_text("{}")
+            given[given.index("--neighbors") + 1] = str(tmp_path / "neighbors.json")
+        assert main(given) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"`{argument}` was {tmp_path / path}, wh" in said
+    assert main(["evaluate", "absent", "--data", data, "--information", train, "--mi_report", "mi.pdf"]) == 2
+    assert "`mi_report` was mi.pdf; it must end in .png" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_models_and_tokenizers_that_do_not_fit_are_a_message(nli_folder, tmp_path, capsys):
+    """Padding before the sentence, a decoder: of training, and of whatever looks at the first token's state."""
+    tokenizer = AutoTokenizer.from_pretrained(nli_folder / "model")
+    left, causal = tmp_path / "left", tmp_path / "causal"
+    AutoModelForSequenceClassification.from_pretrained(nli_folder / "model").save_pretrained(left)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, pad_token_id=tokenizer.pad_token_id
+    )
+    config.id2label = dict(enumerate(("entailment", "neutral", "contradiction")))
+    GPT2ForSequenceClassification(config).save_pretrained(causal)
+    tokenizer.save_pretrained(causal)
+    tokenizer.save_pretrained(left)
+    settings = left / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": "left"}))
+    data, train = str(nli_folder / "test.jsonl"), str(nli_folder / "train.jsonl")
+    neighbors = tmp_path / "neighbors.json"
+    neighbors.write_text("{}")
+    training = [
+        "--train_data",
+        train,
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--use_cpu",
+        "True",
+        "--report_to",
+        "none",
+    ]
+    for command, said in (
+        (["train", "--model_name_or_path", str(left), *training], f"`model_name_or_path` was {left}, whose tokenizer"),
+        (["evaluate", str(left), "--data", data], f"`model` was {left}, whose tokenizer pads on the left"),
+        (["attack", str(left), "--data", data, "--neighbors", str(neighbors)], f"`model` was {left}, whose tokenizer"),
+        (["explain", str(left), "a box"], f"`model` was {left}, whose tokenizer pads on the left"),
+        (["train", "--model_name_or_path", str(causal), *training], "(GPT2ForSequenceClassification) is causal"),
+        (["evaluate", str(causal), "--data", data, "--information", train], "is causal"),
+        (["explain", str(causal), "a box"], "is causal"),
+    ):
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+    assert main(["evaluate", str(causal), "--data", data]) == 0

@@ -20,10 +20,12 @@ from infobert_fast import checks
 from infobert_fast.cli.files import write_json, write_text
 from infobert_fast.data.corpora import load_many
 from infobert_fast.data.labels import LABELS
-from infobert_fast.data.tokenization import check_max_length
+from infobert_fast.data.source import draw
+from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import Accuracy, label_order
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
 from infobert_fast.evaluation.scoring import probabilities, similarities
+from infobert_fast.training.critic import load_without_critic
 from infobert_fast.training.encoder import within_positions
 
 __all__ = ["prepare"]
@@ -42,7 +44,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument("--neighbors", type=Path, required=True, help='JSON: {"word": ["substitute", ...], ...}')
     parser.add_argument("--output", type=Path, help="folder for NAME.jsonl, in TextFooler's format, and report.json")
     parser.add_argument("--field", choices=sorted(CHANGED), default="hypothesis", help="the sentence to change")
-    parser.add_argument("--limit", type=int, help="attack the first so many examples of each source")
+    parser.add_argument("--limit", type=int, help="examples of each source, drawn at random, always the same ones")
     parser.add_argument("--max_queries", type=int, help="texts that the model may be shown for an example")
     parser.add_argument("--max_candidates", type=int, default=50, help="substitutes tried for a word")
     parser.add_argument("--similarity_model", help="a sentence encoder that judges how much a change alters")
@@ -63,11 +65,17 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         _tagger() if given.keep_part_of_speech else None,
     )
     neighbors = _neighbors(given.neighbors)
+    if given.output is not None:
+        checks.writable("output", given.output, folder=True)
     corpora = load_many(given.data)
+    if given.limit is not None:
+        corpora = {name: draw(corpus, given.limit) for name, corpus in corpora.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32).to(device)
+    model = load_without_critic(AutoModelForSequenceClassification, given.model, dtype=torch.float32)
+    model.to(device)
     label_order(model)  # refuses a model of another task before the work begins
     tokenizer = AutoTokenizer.from_pretrained(given.model)
+    check_padding(tokenizer, "model")
     check_max_length(given.max_length, tokenizer, len(CHANGED))
 
     def sizes(model: PreTrainedModel) -> dict[str, Any]:
@@ -77,7 +85,9 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     compare = None
     if name := given.similarity_model:
         encoder = AutoModel.from_pretrained(name, dtype=torch.float32).to(device)
-        compare = functools.partial(similarities, encoder, AutoTokenizer.from_pretrained(name), **sizes(encoder))
+        similarity_tokenizer = AutoTokenizer.from_pretrained(name)
+        check_padding(similarity_tokenizer, "similarity_model")
+        compare = functools.partial(similarities, encoder, similarity_tokenizer, **sizes(encoder))
 
     def work() -> None:
         # Around the whole attack: at the end of a context autocast forgets the weights that it has cast.
@@ -98,7 +108,7 @@ def _attack(
     table = Table("corpus", "clean %", "under attack %", "queries", "words changed %", "examples", title=given.model)
     report = {}
     for name, corpus in corpora.items():
-        rows = list(corpus.select(range(min(len(corpus), given.limit or len(corpus)))))
+        rows = list(corpus)
         outcomes = _outcomes(rows, given, neighbors, limits, score, compare, name)
         report[name] = summary = _summary(outcomes)
         cells = (100 * summary["clean"], 100 * summary["under_attack"], summary["queries"], 100 * summary["changed"])

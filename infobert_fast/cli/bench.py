@@ -40,6 +40,8 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         old, new = (_read(path) for path in given.compare)
         return lambda: _compare(old, new, given.threshold)
     checks.number("seconds", given.seconds, low=0.0)
+    if given.output is not None:
+        checks.writable("output", given.output)
     known = {path.stem.removeprefix("bench_"): path for path in sorted(given.folder.glob("bench_*.py"))}
     if not known:
         raise FileNotFoundError(

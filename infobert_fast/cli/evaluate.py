@@ -21,14 +21,14 @@ from transformers import (
 )
 
 from infobert_fast import checks
-from infobert_fast.cli.files import write_json, write_text
+from infobert_fast.cli.files import check_picture, write_json, write_text
 from infobert_fast.data.answers import AnswerReader
 from infobert_fast.data.corpora import by_name, load
 from infobert_fast.data.mixtures import expand
 from infobert_fast.data.qa import load_questions, question_room, windows
-from infobert_fast.data.source import FEVER_ORDERS, Source, check_file
+from infobert_fast.data.source import FEVER_ORDERS, Source, check_file, draw
 from infobert_fast.data.tasks import NLI, QUESTION_ANSWERING, TASK_NAMES, TASKS, Task
-from infobert_fast.data.tokenization import check_max_length
+from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import label_order, predict
 from infobert_fast.evaluation.answers import answer, score_answers
 from infobert_fast.evaluation.figure import draw_information
@@ -36,7 +36,8 @@ from infobert_fast.evaluation.information import measure_each
 from infobert_fast.evaluation.report import Result, answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
 from infobert_fast.metrics.squad import original_id
-from infobert_fast.training.encoder import within_positions
+from infobert_fast.training.critic import load_without_critic
+from infobert_fast.training.encoder import check_bidirectional, within_positions
 from infobert_fast.training.head import head_order
 
 __all__ = ["prepare"]
@@ -70,11 +71,14 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     sets = {name: read(source, given.limit) for name, source in named.items()}
     train = None if fitting is None else read(fitting, given.information_limit)
     auto = AutoModelForQuestionAnswering if answers else AutoModelForSequenceClassification
-    model = auto.from_pretrained(given.model, dtype=torch.float32)
+    model = load_without_critic(auto, given.model, dtype=torch.float32)
     if not answers and TASKS[task].labels:
         label_order(model, TASKS[task])
+    if train is not None:
+        check_bidirectional(model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(given.model)
+    check_padding(tokenizer, "model")
     given.max_length = within_positions(model, given.max_length or (384 if answers else 128))
     if answers:
         question_room(tokenizer, given.max_length, given.doc_stride)
@@ -97,7 +101,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="folder of a suite's files; the hub where unset")
     parser.add_argument("--task", choices=TASK_NAMES, help="what the model does; by the suite or the model where unset")
     parser.add_argument("--fever_order", choices=FEVER_ORDERS, default="reference", help="how FEVER is paired")
-    parser.add_argument("--limit", type=int, help="examples of each set, drawn at random; all where unset")
+    parser.add_argument("--limit", type=int, help="examples of each set, drawn at random, always the same ones")
     parser.add_argument("--output", type=Path, help="also write the table here: .json, or .md")
     parser.add_argument("--predictions", type=Path, help="folder for each set's predictions, as GLUE or SQuAD has them")
     parser.add_argument("--information", help="a source to fit a fresh critic on: adds both information bounds")
@@ -126,18 +130,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
     if given.data_dir is not None and suite_task(given.suite or []) is None:
         raise ValueError(f"`data_dir` was {given.data_dir!r}; it says where a suite's files are: name one, --suite nli")
+    if given.output is not None:
+        checks.writable("output", given.output)
+    if given.predictions is not None:
+        checks.writable("predictions", given.predictions, folder=True)
+    if given.mi_report is not None:
+        check_picture("mi_report", given.mi_report)
     return given
 
 
 def _drawn(dataset: datasets.Dataset, limit: int) -> datasets.Dataset:
-    """At most so many examples at random, a question counting once with all its variants."""
+    """:func:`draw`, a question counting once with all its variants."""
     if "id" not in dataset.column_names:
-        return dataset.shuffle(seed=0).select(range(min(limit, len(dataset))))
+        return draw(dataset, limit)
     ids = set(dataset["id"])
-    of_row = [original_id(key, ids) for key in dataset["id"]]
-    originals = list(dict.fromkeys(of_row))
-    chosen = {originals[i] for i in np.random.default_rng(0).permutation(len(originals))[:limit]}
-    return dataset.select([row for row, key in enumerate(of_row) if key in chosen])
+    return draw(dataset, limit, [original_id(key, ids) for key in dataset["id"]])
 
 
 def _task_of(config: PreTrainedConfig) -> str:
@@ -174,7 +181,9 @@ def _evaluate(
                     write_text(stem.with_name(stem.name + ".tsv"), "\n".join(lines) + "\n")
     compare(results, clean)
     if train is not None:
-        few = {name: _drawn(dataset, given.information_limit) for name, dataset in sets.items()}
+        # A batch's examples are each other's negatives: those that stand together in a file need not meet here.
+        train = train.shuffle(seed=0)
+        few = {name: _drawn(dataset, given.information_limit).shuffle(seed=0) for name, dataset in sets.items()}
         if task is None:
             train = windows(train, tokenizer, max_length, given.doc_stride)
             few = {name: windows(part, tokenizer, max_length, given.doc_stride) for name, part in few.items()}

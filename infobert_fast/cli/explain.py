@@ -14,15 +14,17 @@ from rich.text import Text
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
-from infobert_fast.cli.files import write_text
+from infobert_fast.cli.files import check_picture, write_text
 from infobert_fast.data.corpora import load_many
+from infobert_fast.data.source import draw
 from infobert_fast.data.tasks import NLI, TASKS
-from infobert_fast.data.tokenization import check_max_length
+from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import label_order
 from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, label_names
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations
-from infobert_fast.training.encoder import within_positions
+from infobert_fast.training.critic import load_without_critic
+from infobert_fast.training.encoder import check_bidirectional, within_positions
 
 __all__ = ["prepare"]
 
@@ -42,7 +44,8 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument(
         "--task", choices=[name for name in TASKS if TASKS[name].labels], help="of --data; nli if unset"
     )
-    parser.add_argument("--limit", type=int, default=8, help="examples of each source")
+    parser.add_argument("--limit", type=int, default=8, help="examples of each source, drawn at random, always the "
+                        "same ones; 8 if unset")  # fmt: skip
     parser.add_argument("--label", action="append", help="whose loss is taken, by name or number: once, or for each "
                         "text and pair in their order; the model's prediction where unset")  # fmt: skip
     parser.add_argument("--cl", type=float, default=0.5, help="tokens below this quantile are useless")
@@ -56,6 +59,9 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         checks.positive_integer(name, getattr(given, name))
     if given.output.suffix not in (".html", ".png"):
         raise ValueError(f"`output` was {given.output}; it must end in .html (a page) or .png (a picture)")
+    if given.output.suffix == ".png":
+        check_picture("output", given.output)
+    checks.writable("output", given.output)
     texts = [*map(_split, given.texts), *map(tuple, given.pair)]
     if not texts and not given.data:
         raise ValueError(
@@ -66,17 +72,19 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
             raise ValueError(f"the text {' ||| '.join(parts)!r} is empty, or one of its parts: leave it out")
     task = TASKS[given.task] if given.task else NLI
     corpora = load_many(given.data, task) if given.data else {}
-    model = AutoModelForSequenceClassification.from_pretrained(given.model, dtype=torch.float32)
+    model = load_without_critic(AutoModelForSequenceClassification, given.model, dtype=torch.float32)
+    check_bidirectional(model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     labels = _labels(model, given.label, len(texts))
     for corpus in corpora.values():
         output_of = np.argsort(label_order(model, task))
-        for row in corpus.select(range(min(given.limit, len(corpus)))):
+        for row in draw(corpus, given.limit):
             texts.append(tuple(row[name] for name in task.texts))
             labels.append(int(output_of[row["label"]]))
     # The names of a pair's texts are known where a corpus has them, and of NLI by its labels.
     parts = task.texts if corpora or {name.lower() for name in label_names(model)} == set(NLI.labels) else PARTS
     tokenizer = AutoTokenizer.from_pretrained(given.model)
+    check_padding(tokenizer, "model")
     given.max_length = within_positions(model, given.max_length)
     check_max_length(given.max_length, tokenizer, max(map(len, texts)))
     return lambda: _explain(given, model, tokenizer, texts, labels, parts)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_json", "write_text"]
+from infobert_fast import checks
+
+__all__ = ["check_picture", "write_json", "write_text"]
+
+
+def check_picture(name: str, path: Path) -> None:
+    """Refuse a picture that cannot be drawn, for its name, its folder or want of the library, before there is any work.
+
+    Raises:
+        ValueError, OSError: naming the argument.
+    """
+    if path.suffix != ".png":
+        raise ValueError(f"`{name}` was {path}; it must end in .png (a picture)")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"`{name}` was {path}; pictures need matplotlib: pip install 'infobert-fast[plot]'")
+    checks.writable(name, path)
 
 
 def write_text(path: Path, text: str) -> None:

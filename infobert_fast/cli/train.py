@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import HfArgumentParser
 
+from infobert_fast import checks
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
-from infobert_fast.training.checkpoints import check_writable
 from infobert_fast.training.plan import plan_of
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
 from infobert_fast.training.throughput import throughput_line
@@ -79,7 +79,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
             table.add_row(item.name, str(value))
     console.print(table)
     if not dry and args.should_save:
-        check_writable(Path(cast(str, args.output_dir)))  # before the data, which may take long to read
+        checks.writable("output_dir", Path(cast(str, args.output_dir)), folder=True)  # before the data is read
     trainer = build_trainer(model_args, data_args, args)
     if dry:
         return lambda: _show_plan(trainer)

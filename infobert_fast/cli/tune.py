@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from infobert_fast import checks
 from infobert_fast.cli.files import write_json
 
 __all__ = ["prepare"]
@@ -28,6 +29,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     given = parser.parse_args(list(arguments))
     if not torch.cuda.is_available() or torch.version.hip is not None:
         raise ValueError("there is no CUDA device here; tune on a machine that has the GPU to tune for")
+    checks.writable("table", given.table)
     from infobert_fast.kernels.launch_table import FORMAT, read_table
 
     content: dict[str, Any] = {"format": FORMAT}

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import datasets
+import numpy as np
 
 from infobert_fast import checks
 from infobert_fast.data.cache import file_key
 from infobert_fast.data.files import ENDINGS
 
-__all__ = ["FEVER_ORDERS", "FeverOrder", "Source", "SourceLike", "check_file", "load_hub", "source_key", "take"]
+__all__ = ["FEVER_ORDERS", "FeverOrder", "Source", "SourceLike", "check_file", "draw", "load_hub", "source_key", "take"]
 
 FeverOrder = Literal["reference", "anli"]
 FEVER_ORDERS = ("reference", "anli")
@@ -173,6 +174,17 @@ def load_hub(source: Source, streaming: bool = False) -> Any:
             )
         loaded = next(iter(loaded.values()))
     return loaded
+
+
+def draw(dataset: datasets.Dataset, limit: int, groups: Sequence[str] | None = None) -> datasets.Dataset:
+    """At most ``limit`` examples, drawn at random: the same ones in every call, in the dataset's order.
+
+    Where ``groups`` has a name for each example, ``limit`` counts groups, which are drawn whole.
+    """
+    of_row = list(range(len(dataset))) if groups is None else groups
+    names = list(dict.fromkeys(of_row))
+    chosen = {names[i] for i in np.random.default_rng(0).permutation(len(names))[:limit]}
+    return dataset.select([row for row, name in enumerate(of_row) if name in chosen])
 
 
 def take(dataset: datasets.Dataset, source: Source) -> datasets.Dataset:

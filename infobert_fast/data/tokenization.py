@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from infobert_fast.data.cache import fingerprint, tokenizer_key
 from infobert_fast.data.tasks import NLI, Task
 
-__all__ = ["check_max_length", "tokenize"]
+__all__ = ["check_max_length", "check_padding", "tokenize"]
 
 AnyDataset = TypeVar("AnyDataset", datasets.Dataset, datasets.IterableDataset)
 
@@ -55,6 +55,21 @@ def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, texts:
         what = "a pair" if texts == 2 else "a text"
         raise ValueError(
             f"`max_length` was {max_length}; {what} takes at least {shortest} tokens, special ones included: raise it"
+        )
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase, argument: str) -> None:
+    """Refuse a tokenizer that cannot pad, or pads where the token stands that stands for the sentence."""
+    where = f"`{argument}` was {tokenizer.name_or_path}, whose tokenizer"
+    if tokenizer.padding_side != "right":
+        raise ValueError(
+            f"{where} pads on the {tokenizer.padding_side}; a sentence must begin at its first token: set "
+            f'"padding_side": "right" in its tokenizer_config.json'
+        )
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"{where} has no padding token, without which sentences of several lengths make no batch: set "
+            f'"pad_token" in its tokenizer_config.json'
         )
 
 

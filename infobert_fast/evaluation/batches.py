@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -14,7 +14,7 @@ __all__ = ["padded_batches", "token_batches"]
 def padded_batches(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    inputs: Sequence[Mapping[str, Any]],
+    inputs: Sequence[Any],
     lengths: Sequence[int],
     budget: int,
     *,
@@ -24,7 +24,7 @@ def padded_batches(
     device; see :func:`token_batches`. With a ``name``, under a progress bar where someone watches.
     """
     model.eval()
-    collate = DataCollatorWithPadding(tokenizer)
+    collate: Any = DataCollatorWithPadding(tokenizer)
     quiet = True if name is None else None  # None: where no terminal is there
     with tqdm(total=len(lengths), desc=name, unit="texts", leave=False, disable=quiet) as progress:
         for indices in token_batches(lengths, budget):

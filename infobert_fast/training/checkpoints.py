@@ -21,7 +21,6 @@ from typing import Any
 
 __all__ = [
     "MANIFEST",
-    "check_writable",
     "fault",
     "newest",
     "publish",
@@ -122,23 +121,6 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     spare = [folder for folder in found if folder.resolve() not in kept]
     for folder in spare[: max(0, len(found) - max(limit, len(kept)))]:
         _discard(folder)
-
-
-def check_writable(output_dir: Path) -> None:
-    """Refuse a folder that cannot be written before the training rather than at its first checkpoint.
-
-    Raises:
-        OSError: naming the folder.
-    """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / f"{PREFIX}probe"
-        probe.write_text("whether a checkpoint could be written here")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"`output_dir` was {output_dir}, where nothing can be written ({error}): choose another"
-        ) from error
 
 
 def sweep(output_dir: Path) -> None:

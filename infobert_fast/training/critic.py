@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from infobert_fast.estimators import InfoNCE
 
-__all__ = ["CRITIC", "attach_critic", "load_critic"]
+__all__ = ["CRITIC", "attach_critic", "load_critic", "load_without_critic"]
 
 # The submodule's name, and the prefix of its weights in the model's checkpoint. Stock transformers opens the checkpoint
 # and reports these weights as unexpected.
@@ -83,6 +84,22 @@ def load_critic(critic: InfoNCE, source: str | Path) -> bool:
         )
     critic.load_state_dict(found)
     return True
+
+
+def load_without_critic(auto: Any, name: str, **settings: Any) -> Any:
+    """``auto.from_pretrained(name, **settings)`` for a model that is only used: the critic's weights in its checkpoint
+    are left there without a word, where transformers would report them as unexpected; all else is reported as ever.
+
+    transformers asks a model's class which keys to ignore, so that the model is of a class that says so, under the name
+    of the one that it stands for, whose own answer stays as it is.
+    """
+    config = AutoConfig.from_pretrained(name)
+    with torch.device("meta"):
+        kind = type(auto.from_config(config))
+    ignored = [*(kind._keys_to_ignore_on_load_unexpected or ()), rf"^{CRITIC}\."]
+    own = {"_keys_to_ignore_on_load_unexpected": ignored, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    silent: Any = type(kind.__name__, (kind,), own)
+    return silent.from_pretrained(name, config=config, **settings)
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 __all__ = [
+    "check_bidirectional",
     "check_embedded_forward",
     "embedded_inputs",
     "inputs_beside",
@@ -116,8 +117,7 @@ def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], to
     Called once, at the first training step. It leaves mode and random state as they were.
 
     Raises:
-        ValueError: where the two differ: such a model would be trained differently from how it is evaluated; or where a
-            sentence's first hidden state, which stands for it, does not depend on its second token: a causal model.
+        ValueError: where the two differ: such a model would be trained differently from how it is evaluated.
     """
     few = {name: value[:2] for name, value in inputs.items() if isinstance(value, Tensor)}
     training = model.training
@@ -125,11 +125,7 @@ def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], to
     try:
         by_ids = _logits(model(**few))
         embeddings = word_embeddings_of(model)(few["input_ids"])
-        outputs = model(**embedded_inputs(model, few, embeddings), output_hidden_states=True)
-        by_embeddings, first = _logits(outputs), outputs.hidden_states[-1][:, 0]
-        # No constant: LayerNorm would take it off again.
-        embeddings[:, 1:2] += torch.linspace(-1, 1, embeddings.shape[2], device=embeddings.device)
-        changed = model(**embedded_inputs(model, few, embeddings), output_hidden_states=True).hidden_states[-1][:, 0]
+        by_embeddings = _logits(model(**embedded_inputs(model, few, embeddings), output_hidden_states=True))
     finally:
         model.train(training)
     difference = float((by_ids - by_embeddings).abs().max())
@@ -139,7 +135,38 @@ def check_embedded_forward(model: PreTrainedModel, inputs: Mapping[str, Any], to
             f"{difference:.1e}): it reads the ids for more than embedding them; pass what it derives from them "
             f"(position_ids, ...) in the batch"
         )
-    if bool(few["attention_mask"][:, 1:2].any()) and torch.equal(first, changed):
+
+
+@torch.no_grad()
+def check_bidirectional(model: PreTrainedModel) -> None:
+    """Refuse a model whose first hidden state does not stand for the sentence; mode and random state stay.
+
+    Raises:
+        ValueError: for an encoder with a decoder, and where the first token's state does not depend on the second
+            token: a causal model.
+    """
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"`model` ({type(model).__name__}) has a decoder, whose states are none of the input's tokens: use an "
+            f"encoder alone"
+        )
+    padding = getattr(model.config, "pad_token_id", None)
+    ids = torch.tensor([[i for i in range(3) if i != padding][:2]], device=next(model.parameters()).device)
+    few = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    embeddings = word_embeddings_of(model)(ids)
+    other = embeddings.clone()
+    # No constant: LayerNorm would take it off again.
+    other[:, 1] += torch.linspace(-1, 1, other.shape[2], device=other.device)
+    training = model.training
+    model.eval()
+    try:
+        first, changed = (
+            model(**embedded_inputs(model, few, rows), output_hidden_states=True).hidden_states[-1][:, 0]
+            for rows in (embeddings, other)
+        )
+    finally:
+        model.train(training)
+    if torch.equal(first, changed):
         raise ValueError(
             f"`model` ({type(model).__name__}) is causal: its first token sees nothing of the sentence it stands for; "
             f"use a bidirectional encoder"

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from infobert_fast import checks
 from infobert_fast.training import checkpoints
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.engines import scaler_of_deepspeed
@@ -72,7 +73,7 @@ class ReliableTrainer(Trainer):
         if self.is_world_process_zero():
             try:
                 if self.args.save_strategy != "no":
-                    checkpoints.check_writable(output_dir)
+                    checks.writable("output_dir", output_dir, folder=True)
                 checkpoints.sweep(output_dir)
                 pickled, changes = self.is_deepspeed_enabled, self.args.resume_with_changes
                 found = find_checkpoint(request, output_dir, self._record(), pickled=pickled, with_changes=changes)

@@ -27,7 +27,7 @@ from infobert_fast.data.mixtures import expand, task_of
 from infobert_fast.data.qa import load_questions
 from infobert_fast.data.source import FeverOrder, Source
 from infobert_fast.data.tasks import QUESTION_ANSWERING, Task, task_named
-from infobert_fast.data.tokenization import tokenize
+from infobert_fast.data.tokenization import check_padding, tokenize
 from infobert_fast.metrics.glue import glue_scores
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.encoder import positions_of
@@ -125,8 +125,11 @@ def build_trainer(model_args: ModelArguments, data_args: DataArguments, args: In
     task = data_args.task or task_of(data_args.train_data)
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     if task == QUESTION_ANSWERING:
-        return _question_answering(model_args, data_args, args, tokenizer)
-    return _classification(model_args, data_args, args, tokenizer, task_named(task))
+        trainer: InfoBertTrainer = _question_answering(model_args, data_args, args, tokenizer)
+    else:
+        trainer = _classification(model_args, data_args, args, tokenizer, task_named(task))
+    check_padding(tokenizer, "model_name_or_path")  # of a model that the trainer took
+    return trainer
 
 
 def train(trainer: InfoBertTrainer) -> dict[str, float]:

@@ -125,6 +125,7 @@ def infobert_step(
             if clean:
                 delta = torch.zeros_like(embeddings)
             elif delta is None:
+                # By place in the micro-batch, whose seed is its own: packed or not, and resumed, a sentence's is one.
                 delta = adversary.start(embeddings, attention_mask, seed)
             delta.requires_grad_()
             embeddings = embeddings + delta

@@ -24,7 +24,12 @@ from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.critic import CRITIC, attach_critic, load_critic
-from infobert_fast.training.encoder import check_embedded_forward, inputs_beside, word_embeddings_of
+from infobert_fast.training.encoder import (
+    check_bidirectional,
+    check_embedded_forward,
+    inputs_beside,
+    word_embeddings_of,
+)
 from infobert_fast.training.engines import accelerated, check_deepspeed_config, keep_critic_whole
 from infobert_fast.training.order import EpochOrder
 from infobert_fast.training.packing import PackedEncoder, unpack
@@ -255,6 +260,7 @@ class InfoBertTrainer(ReliableTrainer):
             # Also what lets torch.compile see one graph: transformers installs its hooks for hidden states in a model's
             # first forward, which breaks the graph there; these forwards are uncompiled.
             check_embedded_forward(bare, inputs)
+            check_bidirectional(bare)
             self._throughput.per_token = linear_flops_per_token(bare, inputs)
             if self.args.packing:
                 self._packed = PackedEncoder(bare)
@@ -337,6 +343,9 @@ class InfoBertTrainer(ReliableTrainer):
 def _prepare(model: PreTrainedModel, args: InfoBertArguments) -> PreTrainedModel:
     """Check that the model can be perturbed, and give it its critic: that of its checkpoint where it has one."""
     word_embeddings_of(model)
+    # Attention kernels of the device do not run here, nor weights that ZeRO-3 has scattered: the first step will tell.
+    if model.config._attn_implementation in ("sdpa", "eager") and not hasattr(next(model.parameters()), "ds_id"):
+        check_bidirectional(model)
     if args.version in AFR_VERSIONS:
         attach_critic(model, args.critic_hidden_dim, args.critic_checkpoint)
         if args.deepspeed_plugin is not None:

@@ -1,11 +1,13 @@
 import string
 from dataclasses import fields
 
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infobert_fast.data.corpora import Source
+from infobert_fast.data.source import draw
 
 WORD = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=8)
 SPLIT = st.from_regex(r"[a-z_0-9]{1,8}(\[:[0-9]{1,3}%?\])?", fullmatch=True)
@@ -112,3 +114,15 @@ def test_unknown_keys_are_errors_that_list_the_allowed_ones():
 def test_a_meaningless_source_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
         Source.parse(source)
+
+
+def test_a_draw_is_the_same_in_every_call_and_whole_in_groups():
+    rows = datasets.Dataset.from_dict({"n": list(range(100))})
+    drawn = draw(rows, 10)["n"]
+    assert list(drawn) == sorted(set(drawn))
+    assert list(drawn) == list(draw(rows, 10)["n"]) != list(range(10))
+    assert set(drawn) < set(draw(rows, 11)["n"])
+    assert list(draw(rows, 1_000)["n"]) == list(range(100))
+    groups = [str(i // 4) for i in range(100)]
+    assert len({groups[n] for n in draw(rows, 3, groups)["n"]}) == 3
+    assert len(draw(rows, 3, groups)) == 12

@@ -12,6 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from infobert_fast import reference
 from infobert_fast.cli import main
+from infobert_fast.data.corpora import load
+from infobert_fast.data.source import draw
 from infobert_fast.evaluation.explain import Explanation, Token, explain
 from infobert_fast.evaluation.explain_page import explanation_page, words
 
@@ -189,6 +191,9 @@ def test_the_command(nli_folder, tmp_path, capsys):
     assert "[anchored]" in said  # marks, since this is no terminal
     assert "loss of the given label" in said
     assert out.read_text().count("<article>") == 4
+    drawn = draw(load(source), 2)  # what `evaluate --limit 2` scores, too
+    assert all(row["hypothesis"].split()[-1] in said for row in drawn)
+    assert {row["hypothesis"] for row in drawn} != {row["hypothesis"] for row in load(source).select(range(2))}
     assert not list(out.parent.glob("*.partial"))
 
 

@@ -171,9 +171,21 @@ def test_left_padding_is_refused(make_model, make_examples, make_trainer):
 def test_causal_models_are_refused(make_examples, make_trainer):
     config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64, num_labels=3)
     config.pad_token_id = 1
-    trainer = make_trainer(transformers.GPT2ForSequenceClassification(config), make_examples(lengths=[6] * 4))
+    model = transformers.GPT2ForSequenceClassification(config)
     with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification.* is causal: its first token sees nothing"):
+        make_trainer(model, make_examples(lengths=[6] * 4))
+    model.config._attn_implementation = "another"  # what cannot run before the first step is looked at there
+    trainer = make_trainer(model, make_examples(lengths=[6] * 4))
+    model.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match=r"is causal"):
         trainer.train()
+
+
+def test_encoders_with_a_decoder_are_refused(make_examples, make_trainer):
+    config = transformers.BartConfig(vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, num_labels=3,
+                                     encoder_attention_heads=2, decoder_attention_heads=2)  # fmt: skip
+    with pytest.raises(ValueError, match=r"BartForSequenceClassification\) has a decoder"):
+        make_trainer(transformers.BartForSequenceClassification(config), make_examples(lengths=[6] * 4))
 
 
 def test_stock_arguments_are_refused(make_model, tmp_path):
