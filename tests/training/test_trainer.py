@@ -302,9 +302,6 @@ def test_bf16_autocast_keeps_the_perturbation_in_float32(make_model, make_exampl
         lambda module, args, kwargs: seen["in"].add(kwargs["inputs_embeds"].dtype) if module.training else None,
         with_kwargs=True,
     )
-    model.bert.encoder.layer[0].attention.self.query.register_forward_hook(
-        lambda module, args, out: seen["inside"].add(out.dtype)
-    )
     trainer = make_trainer(
         model,
         make_examples(8),
@@ -312,6 +309,9 @@ def test_bf16_autocast_keeps_the_perturbation_in_float32(make_model, make_exampl
         eval_dataset=make_examples(2),
         learning_rate=0.01,
         **{**STRONG, "version": version},
+    )
+    model.bert.encoder.layer[0].attention.self.query.register_forward_hook(
+        lambda module, args, out: seen["inside"].add(out.dtype)
     )
     trainer.train()
     assert seen == {"in": {torch.float32}, "inside": {torch.bfloat16}}
