@@ -36,8 +36,10 @@ class Setting(NamedTuple):
     half: bool
 
     def run(self, embeddings: Tensor) -> Any:
+        # With lengths, as the trainer has them: without, transformers waits for the device to tell of padding.
+        batch = {**self.batch, "lengths": self.lengths}
         with torch.autocast(DEVICE, torch.bfloat16, enabled=self.half):
-            return self.model(**embedded_inputs(self.model, self.batch, embeddings), output_hidden_states=True)
+            return self.model(**embedded_inputs(self.model, batch, embeddings), output_hidden_states=True)
 
     def embed(self) -> Tensor:
         return self.model.get_input_embeddings()(self.batch["input_ids"])

@@ -83,7 +83,8 @@ def make_step(given: argparse.Namespace, regularised: bool) -> Callable[[], Any]
     mask = (torch.arange(given.length) < torch.tensor(lengths).unsqueeze(1)).long().to(DEVICE)
     ids = torch.randint(10, config.vocab_size, shape).to(DEVICE)
     ids = torch.where(mask.bool(), ids, config.pad_token_id)
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.zeros(given.batch, dtype=torch.int64).to(DEVICE)}
+    labels = torch.zeros(given.batch, dtype=torch.int64).to(DEVICE)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "lengths": lengths}
     regularisers = (InformationBottleneck("tokens"), AnchoredFeature(negatives=given.negatives), critic)
     adversary = FreeLB(4e-2, 8e-2, 0.0, given.adv_steps)
     objective = Objective(adversary, *(regularisers if regularised else ()), beta=5e-3, alpha=5e-3)
@@ -130,9 +131,13 @@ def measure(given: argparse.Namespace, regularised: bool) -> dict[str, Any]:
 def summarise(profiler: profile, steps: int, passes: int) -> dict[str, Any]:
     """Time of the host (and of the device, where there is one), operators and launches of each part.
 
-    An operator belongs to the part in which it began, on whatever thread: a backward on a device has its own.
+    An operator belongs to the part in which it began, on whatever thread: a backward on a device has its own. What the
+    device does belongs to the part that launched it: a launch and its kernel share an id, and a kernel that no operator
+    launched, as Triton's, is linked to nothing else.
     """
-    events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
+    every = list(profiler.events())
+    events = [event for event in every if event.device_type == DeviceType.CPU]
+    launched = {event.id: event.time_range.start for event in events if event.name.startswith("cu")}
     whole = sum(event.time_range.elapsed_us() for event in events if event.name == "step")
     spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in events if e.name in PARTS)
     starts = [start for start, _, _ in spans]
@@ -140,13 +145,19 @@ def summarise(profiler: profile, steps: int, passes: int) -> dict[str, Any]:
     for start, end, part in spans:
         parts[part]["host_us"] += end - start
     parts["rest"]["host_us"] = whole - sum(part["host_us"] for part in parts.values())
-    for event in events:
-        place = bisect.bisect_right(starts, event.time_range.start) - 1
-        inside = place >= 0 and event.time_range.start < spans[place][1]
-        part = parts[spans[place][2] if inside else "rest"]
-        part["device_us"] += event.self_device_time_total
-        part["operators"] += event.name.startswith("aten::")
-        part["launches"] += event.name in LAUNCHES
+
+    def part_at(time: float) -> dict[str, float]:
+        place = bisect.bisect_right(starts, time) - 1
+        inside = place >= 0 and time < spans[place][1]
+        return parts[spans[place][2] if inside else "rest"]
+
+    for event in every:
+        if event.device_type == DeviceType.CPU:
+            part = part_at(event.time_range.start)
+            part["operators"] += event.name.startswith("aten::")
+            part["launches"] += event.name in LAUNCHES
+        elif event.id in launched and not event.is_user_annotation:
+            part_at(launched[event.id])["device_us"] += event.time_range.elapsed_us()
     per_pass = 1 / (steps * passes)
     parts = {
         name: {key: value * per_pass for key, value in part.items()}
