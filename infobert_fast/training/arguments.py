@@ -194,6 +194,10 @@ class InfoBertArguments(TrainingArguments):
                     f"`{name}` was {value} with `objective` {self.objective!r}, which makes it {decided[name]}: leave "
                     f"it unset, or use objective 'infobert', which takes every `{name}`"
                 )
+        if self.tf32 is None and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            # On a GPU the stock Trainer would turn TF32 on for the process: the critic's exact float32 would not be,
+            # and Inductor of some releases fails at how it is turned on.
+            self.tf32 = False
         super().__post_init__()
         checks.number("alpha", self.alpha, low=0.0)
         checks.number("beta", self.beta, low=0.0)

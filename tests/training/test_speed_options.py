@@ -63,8 +63,7 @@ def test_an_encoder_compiled_for_the_device(
     make_model, make_examples, make_trainer, make_critic, movement, assert_close, compiled
 ):
     found = []
-    compiled |= {"torch_compile_backend": "inductor", "tf32": False}  # transformers turns TF32 on where it compiles
-    for settings in ({}, compiled):
+    for settings in ({}, {**compiled, "torch_compile_backend": "inductor"}):
         model = make_model(dropout=0.0)
         make_critic(model)
         trainer = make_trainer(model, make_examples(8, lengths=[7] * 8), use_cpu=False, **STRONG, **settings)
@@ -83,6 +82,13 @@ def test_fused_adamw_is_adamw(make_model, make_examples, make_trainer, movement,
         found.append(movement(model, trainer.train))
         assert bool(trainer.optimizer.optimizer.defaults["fused"]) is name.endswith("fused")
     assert_close(found[1], found[0], 1e-9)
+
+
+def test_compiling_leaves_tf32_off(tmp_path):
+    """The stock Trainer turns it on for the whole process, the critic's exact products among it."""
+    for settings in ({"torch_compile": True}, {"torch_compile_backend": "aot_eager"}):
+        assert InfoBertArguments(str(tmp_path), **settings).tf32 is False
+    assert InfoBertArguments(str(tmp_path)).tf32 is None
 
 
 def test_fused_adamw_is_the_default(tmp_path):
