@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
-from infobert_fast.cli.files import write_json, write_text
+from infobert_fast.cli.files import file_stems, write_json, write_text
 from infobert_fast.data.corpora import load_many
 from infobert_fast.data.labels import LABELS
 from infobert_fast.data.source import draw
@@ -48,7 +48,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument("--max_queries", type=int, help="texts that the model may be shown for an example")
     parser.add_argument("--max_candidates", type=int, default=50, help="substitutes tried for a word")
     parser.add_argument("--similarity_model", help="a sentence encoder that judges how much a change alters")
-    parser.add_argument("--min_similarity", type=float, default=0.8, help="least cosine, where an encoder is named")
+    parser.add_argument("--min_similarity", type=float, help="least cosine by that encoder, 0.8 if unset")
     parser.add_argument("--keep_part_of_speech", action="store_true", help="by nltk's tagger, where it is installed")
     parser.add_argument("--max_length", type=int, default=128, help="longest pair in tokens")
     parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
@@ -58,16 +58,22 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     for name in ("limit", "concurrent", "max_length", "batch_tokens"):
         if getattr(given, name) is not None:
             checks.positive_integer(name, getattr(given, name))
+    if given.min_similarity is not None and given.similarity_model is None:
+        raise ValueError(f"`min_similarity` was {given.min_similarity}; name who judges it: --similarity_model MODEL")
+    if given.similarity_model is not None and given.min_similarity is None:
+        given.min_similarity = 0.8
     limits = Limits(
         given.max_queries,
         given.max_candidates,
-        given.min_similarity if given.similarity_model else None,
+        given.min_similarity,
         _tagger() if given.keep_part_of_speech else None,
     )
     neighbors = _neighbors(given.neighbors)
     if given.output is not None:
         checks.writable("output", given.output, folder=True)
     corpora = load_many(given.data)
+    if given.output is not None:
+        file_stems(corpora)
     if given.limit is not None:
         corpora = {name: draw(corpus, given.limit) for name, corpus in corpora.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,7 +120,8 @@ def _attack(
         cells = (100 * summary["clean"], 100 * summary["under_attack"], summary["queries"], 100 * summary["changed"])
         table.add_row(name, *(f"{cell:.1f}" for cell in cells), str(len(rows)))
         if given.output is not None:
-            write_text(given.output / f"{name.replace('/', '_')}.jsonl", _adversarial(rows, outcomes, given.field))
+            path = given.output / f"{file_stems(corpora)[name]}.jsonl"
+            write_text(path, _adversarial(rows, outcomes, given.field))
     Console().print(table)
     if given.output is not None:
         write_json(given.output / "report.json", report)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from infobert_fast import checks
-from infobert_fast.cli.files import check_picture, write_json, write_text
+from infobert_fast.cli.files import check_picture, file_stems, write_json, write_text
 from infobert_fast.data.answers import AnswerReader
 from infobert_fast.data.corpora import by_name, load
 from infobert_fast.data.mixtures import expand
@@ -51,6 +51,8 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     else:
         sources, clean = expand(given.data, fever_order=given.fever_order), {}
     named = by_name(sources)
+    if given.predictions is not None:
+        file_stems(named)
     fitting = None if given.information is None else Source.parse(given.information)
     for source in filter(lambda source: source.is_file, named.values()):
         check_file(source)  # before the model, which may have to be fetched
@@ -122,6 +124,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("limit", "information_limit", "max_length", "batch_tokens", "n_best", "max_answer_length"):
         checks.positive_integer(name, getattr(given, name), optional=name in ("limit", "max_length"))
     checks.anchor_window(given.cl, given.ch)
+    if given.information is not None and given.cl == given.ch:
+        raise ValueError(f"`cl` and `ch` were both {given.cl} with `information`, which needs anchors: part them")
     if given.output is not None and given.output.suffix not in (".json", ".md"):
         raise ValueError(f"`output` was {given.output}; it must end in .json or .md (a table)")
     if given.mi_report is not None and given.information is None:
@@ -168,7 +172,7 @@ def _evaluate(
     results: dict[str, Result] = {}
     with torch.autocast(model.device.type, torch.bfloat16, enabled=given.bf16):
         for name, dataset in sets.items():
-            stem = None if given.predictions is None else given.predictions / name.replace("/", "_").replace(":", "_")
+            stem = None if given.predictions is None else given.predictions / file_stems(sets)[name]
             common = {"max_length": max_length, "batch_tokens": given.batch_tokens, "name": name}
             if task is None:
                 results[name] = _questions(given, model, tokenizer, dataset, stem, common)

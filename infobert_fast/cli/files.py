@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from infobert_fast import checks
 
-__all__ = ["check_picture", "write_json", "write_text"]
+__all__ = ["check_picture", "file_stems", "write_json", "write_text"]
 
 
 def check_picture(name: str, path: Path) -> None:
@@ -23,6 +24,17 @@ def check_picture(name: str, path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(f"`{name}` was {path}; pictures need matplotlib: pip install 'infobert-fast[plot]'")
     checks.writable(name, path)
+
+
+def file_stems(names: Iterable[str]) -> dict[str, str]:
+    """By each set's name that of its file, without ending. Raises ``ValueError`` where two sets would share one."""
+    found: dict[str, str] = {}
+    for name in names:
+        stem = name.replace("/", "_").replace(":", "_")
+        if other := next((key for key in found if found[key] == stem), None):
+            raise ValueError(f"{other!r} and {name!r} would be written to one file, {stem}: name one, as in other=PATH")
+        found[name] = stem
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

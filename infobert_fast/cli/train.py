@@ -82,14 +82,14 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         checks.writable("output_dir", Path(cast(str, args.output_dir)), folder=True)  # before the data is read
     trainer = build_trainer(model_args, data_args, args)
     if dry:
-        return lambda: _show_plan(trainer)
+        return lambda: _show_plan(trainer, data_args.max_length)
     args.resume_from_checkpoint = trainer.checkpoint_of(args.resume_from_checkpoint)
     return lambda: console.print(throughput_line(train(trainer)), markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_plan(trainer: InfoBertTrainer) -> None:
+def _show_plan(trainer: InfoBertTrainer, max_length: int) -> None:
     table = Table("quantity", "value", title="plan")
-    for row in plan_of(trainer).rows():
+    for row in plan_of(trainer, max_length).rows():
         table.add_row(*row)
     if trainer.args.should_log:
         Console().print(table)

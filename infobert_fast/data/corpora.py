@@ -57,15 +57,16 @@ def load_nli(source: SourceLike) -> datasets.Dataset:
 def stream(source: SourceLike, task: Task = NLI, buffer: int = 10_000) -> datasets.IterableDataset:
     """As :func:`load`, without reading ahead or keeping anything: for corpora that do not fit.
 
-    ``seed`` shuffles within a buffer of that many examples; ``limit`` and ``repeat`` act as in :func:`load`.
+    ``limit`` takes the first examples, and ``seed`` shuffles these within a buffer of that many: the other order would
+    take other examples in every epoch. ``repeat`` acts as in :func:`load`.
     """
     source = Source.parse(source)
     rows, _ = _reader(source, task, streaming=True)
     dataset = datasets.IterableDataset.from_generator(rows, features=task.features)
-    if source.seed is not None:
-        dataset = dataset.shuffle(seed=source.seed, buffer_size=buffer)
     if source.limit is not None:
         dataset = dataset.take(source.limit)
+    if source.seed is not None:
+        dataset = dataset.shuffle(seed=source.seed, buffer_size=buffer)
     return dataset if source.repeat == 1 else dataset.repeat(source.repeat)
 
 

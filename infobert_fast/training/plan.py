@@ -20,10 +20,11 @@ MIB = 2**20
 class Plan:
     """Counts over the whole run and all ranks, and an estimate of one rank's memory in MiB by part.
 
-    ``tokens`` are real ones an epoch, ``longest`` the longest example. None where a stream does not tell. Activations
-    are those of one pass over the largest micro-batch: with SDPA or another fused attention about 34 bytes a token,
-    layer and hidden unit in half precision (Korthikanti et al., 2022), twice that in float32, 2 where every layer is
-    checkpointed. Each pass of a step has its own graph, which is gone before the next.
+    ``tokens`` are real ones an epoch, None where a stream does not tell; ``longest`` is the longest example, of a
+    stream the longest that is not cut. Activations are those of one pass over the largest micro-batch: with SDPA or
+    another fused attention about 34 bytes a token, layer and hidden unit in half precision (Korthikanti et al., 2022),
+    twice that in float32, 2 where every layer is checkpointed. A pass's graph is gone before the next begins; where two
+    predictions are compared (SMART, R3F, R-Drop), both are held.
     """
 
     examples: int | None  # windows, for questions
@@ -57,8 +58,8 @@ class Plan:
         return [*said, ("sum, MiB a rank (estimate)", f"{sum(self.memory.values()):,.0f}")]
 
 
-def plan_of(trainer: InfoBertTrainer) -> Plan:
-    """The plan of a trainer that was built and not started."""
+def plan_of(trainer: InfoBertTrainer, max_length: int) -> Plan:
+    """The plan of a trainer that was built and not started, on data cut to ``max_length`` tokens."""
     args = trainer.args
     dataset = trainer.train_dataset
     lengths = np.array(dataset["length"]) if isinstance(dataset, datasets.Dataset) else None
@@ -71,7 +72,7 @@ def plan_of(trainer: InfoBertTrainer) -> Plan:
     else:
         updates = math.ceil(len(trainer.get_train_dataloader()) / accumulation)
         steps, epochs = math.ceil(args.num_train_epochs * updates), args.num_train_epochs
-    longest = int(lengths.max()) if lengths is not None else int(trainer.model.config.max_position_embeddings)
+    longest = int(lengths.max()) if lengths is not None else max_length
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     critic = getattr(trainer.model, CRITIC, None)
     return Plan(
@@ -83,7 +84,7 @@ def plan_of(trainer: InfoBertTrainer) -> Plan:
         epochs=epochs,
         steps=steps,
         warmup_steps=args.get_warmup_steps(steps),
-        passes=args.adv_steps,
+        passes=args.adversary().passes if args.smoothness() is None else 2,
         parameters=parameters,
         critic_parameters=0 if critic is None else sum(parameter.numel() for parameter in critic.parameters()),
         memory=_memory(trainer, parameters, max(args.batch_tokens, longest) if args.batch_tokens else batch * longest),
@@ -99,7 +100,8 @@ def _memory(trainer: InfoBertTrainer, parameters: int, tokens: int) -> dict[str,
     layers = getattr(config, "num_hidden_layers", None) or config.n_layers
     a_unit = 2 if args.gradient_checkpointing else 34
     precision = 1 if args.bf16 or args.fp16 else 2
-    activations = a_unit * precision * tokens * config.hidden_size * layers / MIB
+    graphs = 1 if args.smoothness() is None else 2
+    activations = graphs * a_unit * precision * tokens * config.hidden_size * layers / MIB
     return {
         "weights": whole / shared[0],
         "gradients": whole / shared[1],

@@ -251,6 +251,11 @@ def _training_sources(data_args: DataArguments, seed: int) -> list[Source]:
     )
     if data_args.train_limit is None:
         return sources
+    if data_args.streaming:
+        raise ValueError(
+            f"`train_limit` was {data_args.train_limit} with `streaming`; of a stream no examples can be drawn at "
+            f"random: give the source a `limit`, which takes its first ones, or leave `streaming` out"
+        )
     return [_limited(source, data_args.train_limit, seed) for source in sources]
 
 

@@ -185,6 +185,10 @@ def test_a_stream_gives_what_loading_gives(jsonl, tokenizer):
     assert isinstance(streamed, datasets.IterableDataset)
     assert list(streamed) == load_nli(path).to_list()
     assert list(stream({"path": path, "limit": 3, "repeat": 2})) == load_nli(path).to_list()[:3] * 2
+    few = stream({"path": path, "limit": 3, "seed": 1})
+    for epoch in range(3):
+        few.set_epoch(epoch)
+        assert sorted(row["premise"] for row in few) == sorted(row["premise"] for row in load_nli(path).to_list()[:3])
     shuffled = list(stream({"path": path, "seed": 1}))
     assert shuffled != load_nli(path).to_list()
     assert sorted(map(str, shuffled)) == sorted(map(str, load_nli(path)))

@@ -242,6 +242,12 @@ def test_bad_neighbour_files(content, message, nli_folder, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_similarity_without_its_model_is_refused(nli_folder, neighbors, capsys):
+    command = ["attack", str(nli_folder / "model"), "--data", str(nli_folder / "test.jsonl"), "--neighbors"]
+    assert main([*command, str(neighbors), "--min_similarity", "0.9"]) == 2
+    assert "`min_similarity` was 0.9; name who judges it: --similarity_model" in capsys.readouterr().err
+
+
 def test_the_tagger_is_nltks(monkeypatch):
     nltk = types.ModuleType("nltk")
     nltk.pos_tag = lambda words, tagset: [(word, f"{tagset}:{len(word)}") for word in words]

@@ -242,6 +242,8 @@ def test_the_qa_suite_by_the_command(squad_tokenizer, tmp_path):
         (["--data", "one.jsonl", "--limit", "0"], "`limit` was 0"),
         (["--data", "one.jsonl", "--mi_report", "m.png"], "name a source to fit its critics on: --information SOURCE"),
         (["--data", "one.jsonl", "--task", "sst2"], "no field premise='sentence'"),
+        (["--data", "d/one.jsonl", "d_one=one.jsonl", "--predictions", "p"], "would be written to one file, d_one"),
+        (["--data", "one.jsonl", "--information", "one.jsonl", "--cl", "1", "--ch", "1"], "needs anchors: part them"),
         (["--data", "pair.tsv", "--task", "rte"], "the model has 3 labels"),
         (["--data", "one.jsonl", "--task", "qa"], "is a RobertaForSequenceClassification, and qa needs one ending in"),
     ],

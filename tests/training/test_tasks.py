@@ -76,6 +76,8 @@ def test_a_streamed_corpus_trains(nli_folder, settings, tmp_path, capsys):
     assert json.loads((tmp_path / "out/trainer_state.json").read_text())["global_step"] == 2
     assert cli.main(["train", *arguments]) == 2
     assert "`streaming` is set and `max_steps` is not" in capsys.readouterr().err
+    assert cli.main(["train", *arguments, "--max_steps", "2", "--train_limit", "8"]) == 2
+    assert "`train_limit` was 8 with `streaming`" in capsys.readouterr().err
 
 
 def test_a_checkpoint_in_another_order_keeps_what_it_knows(nli_folder, settings, tmp_path):
@@ -102,7 +104,7 @@ def test_a_dry_run_says_what_a_run_does(nli_folder, settings, tmp_path, capsys):
     assert "optimisation steps" in shown
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
     trainer = build_trainer(*parse_training(arguments))
-    plan = plan_of(trainer)
+    plan = plan_of(trainer, 128)
     assert (plan.examples, plan.accumulation, plan.steps, plan.warmup_steps) == (96, 3, 16, 4)  # 24 batches an epoch
     assert plan.tokens == sum(trainer.train_dataset["length"])
     assert plan.parameters == trainer.model.num_parameters()
@@ -112,6 +114,21 @@ def test_a_dry_run_says_what_a_run_does(nli_folder, settings, tmp_path, capsys):
     # 34 bytes x 2 for float32, 4 sentences of the longest, 16 units, 2 layers
     assert plan.memory["activations"] == pytest.approx(68 * 4 * plan.longest * 16 * 2 / 2**20)
     assert trainer.train().global_step == plan.steps
+
+
+def test_a_plan_knows_clean_passes_two_predictions_and_streams(nli_folder, settings):
+    arguments = ["--train_data", str(nli_folder / "train.jsonl"), *settings]
+
+    def plan(*more):
+        return plan_of(build_trainer(*parse_training([*arguments, *more])), 30)
+
+    adversarial = plan("--adv_steps", "2", "--adv_clean_pass", "True")
+    assert adversarial.passes == 3
+    compared = plan("--objective", "r3f", "--version", "-1", "--adv_steps", "1", "--adv_init_mag", "0")
+    assert compared.passes == 2
+    assert compared.memory["activations"] == 2 * adversarial.memory["activations"]
+    streamed = plan("--streaming", "True", "--max_steps", "2")
+    assert (streamed.longest, streamed.tokens) == (30, None)
 
 
 def test_a_dry_run_refuses_what_a_run_refuses(nli_folder, settings, tmp_path, capsys):
