@@ -51,8 +51,9 @@ def run_record(args: InfoBertArguments, model: PreTrainedModel, dataset: Any, en
     settings = args.to_dict()
     names = [*STOCK, *(name for name in InfoBertArguments.__annotations__ if name not in FREE)]
     config = json.loads(model.config.to_json_string(use_diff=False))
-    # Where it came from, and what the first forward or the first save fill in.
-    for name in ("_name_or_path", "transformers_version", "dtype", "architectures", "problem_type"):
+    # Where it came from, and what the first forward, the first save and (of the tokenizer) the Trainer's start fill in.
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    for name in ("_name_or_path", "transformers_version", "dtype", "architectures", "problem_type", *tokens):
         config.pop(name, None)
     record = {
         "resumable": not args.save_only_model,

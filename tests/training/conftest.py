@@ -138,11 +138,8 @@ def make_trainer(make_arguments, pad) -> Callable[..., InfoBertTrainer]:
     """A trainer over the plain collator; keywords of the trainer are taken out, the others are arguments."""
 
     def make(model, examples, **settings):
-        own = {
-            name: settings.pop(name)
-            for name in ("eval_dataset", "model_init", "callbacks", "data_collator", "compute_metrics")
-            if name in settings
-        }
+        names = ("eval_dataset", "model_init", "callbacks", "data_collator", "compute_metrics", "processing_class")
+        own = {name: settings.pop(name) for name in names if name in settings}
         own.setdefault("data_collator", pad)
         return InfoBertTrainer(model, make_arguments(**settings), train_dataset=examples, **own)
 

@@ -233,6 +233,14 @@ def test_another_model_and_other_data_are_refused_by_name(run, make_model, make_
         run("auto", examples=make_examples(24, seed=1))
 
 
+def test_the_tokenizers_special_tokens_are_no_change(run, squad_tokenizer):
+    """The Trainer writes them into the model's configuration as it begins, after the checkpoint has been chosen."""
+    run(processing_class=squad_tokenizer)
+    resumed = run("auto", processing_class=squad_tokenizer)
+    assert resumed.state.global_step == 6
+    assert resumed.model.config.pad_token_id == squad_tokenizer.pad_token_id != 1
+
+
 def test_another_number_of_ranks_is_refused_by_name(run, tmp_path):
     run()
     for folder in (tmp_path / "run").iterdir():
