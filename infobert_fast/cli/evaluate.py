@@ -184,6 +184,7 @@ def _evaluate(
                     lines = ["index\tprediction", *(f"{i}\t{word}" for i, word in enumerate(words))]
                     write_text(stem.with_name(stem.name + ".tsv"), "\n".join(lines) + "\n")
     compare(results, clean)
+    _write(given, results)  # the bounds take long, and may fail: the scores are not lost with them
     if train is not None:
         # A batch's examples are each other's negatives: those that stand together in a file need not meet here.
         train = train.shuffle(seed=0)
@@ -197,6 +198,7 @@ def _evaluate(
             result.information = bounds[name]
         if given.mi_report is not None:
             draw_information(bounds, given.mi_report, str(given.model))
+        _write(given, results)
     _show(given, results)
 
 
@@ -226,6 +228,9 @@ def _show(given: argparse.Namespace, results: Mapping[str, Result]) -> None:
     console = Console()
     # Where nobody watches, a line may be as long as it is.
     (console if console.is_terminal else Console(width=200)).print(shown)
+
+
+def _write(given: argparse.Namespace, results: Mapping[str, Result]) -> None:
     if given.output is not None:
         if given.output.suffix == ".md":
             write_text(given.output, as_markdown(str(given.model), results))

@@ -234,6 +234,17 @@ def test_the_qa_suite_by_the_command(squad_tokenizer, tmp_path):
     assert set(json.loads(path.read_text())) == set(predictions)
 
 
+def test_scores_are_not_lost_with_the_bounds(nli_folder, tmp_path, monkeypatch):
+    def fails(*args, **settings):
+        raise ValueError("no token of a batch is an anchor")
+
+    monkeypatch.setattr("infobert_fast.cli.evaluate.measure_each", fails)
+    command = ["evaluate", str(nli_folder / "model"), "--data", f"t={nli_folder / 'test.jsonl'}", "--limit", "4"]
+    with pytest.raises(ValueError, match="no token"):
+        cli.main([*command, "--information", str(nli_folder / "train.jsonl"), "--output", str(tmp_path / "r.json")])
+    assert json.loads((tmp_path / "r.json").read_text())["t"]["examples"] == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
