@@ -119,11 +119,11 @@ def check(function: Callable[[States, bool], Tensor], chunked: bool) -> None:
 
 
 def work(batch: int, length: int, d: int, chunked: bool) -> Work:
-    """The critic's pairs and projections; gradient and rows read, the rows' gradient written, each once."""
+    """The critic's pairs, three products a projected row; gradient and rows read, the rows' gradient written, once."""
     pairs = batch * (math.ceil(0.9 * length) - math.ceil(0.5 * length))
     columns = pairs * batch  # chunks of the batch's size, or each pair against the batch's distinct sentences
     return Work(
-        fp32=6 * 300 * columns + 6 * 300 * d * (pairs + batch),
+        fp32=6 * 300 * columns + 3 * 300 * d * (pairs + batch),
         bytes=3 * DTYPE.itemsize * batch * length * d,
     )
 

@@ -1,90 +1,26 @@
 """How cost and memory grow with pairs, batch, length and ranks: a model from counts, held to what was measured.
 
 Operations, bytes and what ranks send each other are counted; the machine's ceilings turn them into seconds, with one
-efficiency for each family of kernels, fitted at ONE measured size. ``python benchmarks/growth.py FOLDER``, a device's
-results, prints what the model says of all other measured sizes, with its error, and then far beyond them. Without a
-folder the ceilings are published peaks, given as arguments, and every efficiency is 1: what kernels reach is less.
+efficiency for each family of kernels and one time an operator, each fitted at ONE measured size. ``python
+benchmarks/growth.py FOLDER``, a device's results, prints what the model says of all other measured sizes, with its
+error, its bytes beside those that traffic.py counted, and then sizes far beyond. Without a folder the ceilings are
+published peaks, given as arguments, and every efficiency is 1: what kernels reach is less.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from reading import Row, read, select
+import numpy as np
+from costs import CLUB_OPERATORS, Cost, Negatives, critic, encoder, exchanged, path, step
+from reading import Row, read, read_traffic, select
 
-HIDDEN = 300
-ANCHORED = 52 / 128  # anchors a token: ranks in the window (0.5, 0.9) of 128
-MIB = 2**20
-
-Negatives = Literal["chunk", "batch", "all"]
-
-
-class Cost(NamedTuple):
-    """What one rank does: fp32 instructions, products of the encoder, bytes of its memory, bytes received, MiB held."""
-
-    fp32: float = 0.0
-    products: float = 0.0
-    bytes: float = 0.0
-    received: float = 0.0
-    mib: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:  # type: ignore[override]
-        return Cost(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def times(self, number: float) -> Cost:
-        return Cost(*(number * value for value in self))
-
-
-def critic(rows: float, columns: float, width: int, ranks: int = 1, hidden: int = HIDDEN) -> Cost:
-    """InfoNCE forward + backward on one rank: its ``rows`` sentences against ``columns`` pairs of each of the ranks.
-
-    Six instructions a pair and hidden unit, six for each weight and row of the projections. From the other ranks come
-    their projected pairs, and their shares of the gradient of its own. Held at the end: projected rows, their gradients
-    and the gradients of the features, in fp32.
-    """
-    mib = 4 * (2 * hidden * (rows + ranks * columns) + width * (rows + columns)) / MIB
-    received = 2 * 4 * hidden * columns * (ranks - 1)
-    return Cost(
-        fp32=6 * hidden * rows * ranks * columns + 3 * hidden * width * (rows + columns), received=received, mib=mib
-    )
-
-
-def path(batch: int, length: int, width: int, negatives: Negatives, ranks: int = 1, size: int = 4) -> Cost:
-    """The regularisers of one pass: gradient and rows read, the rows' gradient written, and the critic.
-
-    A pair's global row is its sentence's: against the batch's or all pairs only ``batch`` rows are distinct; in chunks
-    each pair meets a batch's worth of others. Both make batch x pairs scores.
-    """
-    pairs = ANCHORED * batch * length
-    around = Cost(bytes=3 * size * batch * length * width, mib=size * batch * length * width / MIB)
-    return around + critic(batch, pairs, width, ranks if negatives == "all" else 1)
-
-
-def encoder(layers: int, width: int, batch: int, length: int, units: int) -> Cost:
-    """``units`` forwards: twelve d x d weights a layer and token, and attention's two products."""
-    return Cost(products=units * layers * batch * length * (12 * width**2 + 2 * length * width))
-
-
-def step(
-    layers: int,
-    width: int,
-    batch: int,
-    length: int,
-    *,
-    passes: int = 3,
-    negatives: Negatives = "chunk",
-    ranks: int = 1,
-    parameters: float = 0.0,
-    size: int = 4,
-) -> Cost:
-    """InfoBERT's step: four units and the regularisers in each pass, and one reduction of the gradients, in a ring."""
-    reduced = Cost(received=2 * (ranks - 1) / ranks * 4 * parameters)
-    regularisers = path(batch, length, width, negatives, ranks, size).times(passes)
-    return encoder(layers, width, batch, length, 4 * passes) + regularisers + reduced
+FAMILIES = ("pairs", "products", "around")
 
 
 @dataclass(frozen=True)
@@ -95,18 +31,23 @@ class Machine:
     products: float
     copy: float
     link: float
-    efficiency: dict[str, float] = field(default_factory=lambda: {"critic": 1.0, "encoder": 1.0, "around": 1.0})
+    efficiency: dict[str, float] = field(default_factory=lambda: dict.fromkeys(FAMILIES, 1.0))
+    operator: float = 0.0  # seconds to dispatch one
     source: str = "published peaks, every efficiency 1"
     workspace: float = 0.0  # MiB of InfoNCE that do not grow
 
+    def ideal(self, cost: Cost) -> dict[str, float]:
+        """Seconds of each family at its ceiling. The critic's products are the encoder's family, in fp32."""
+        return {
+            "pairs": cost.fp32 / self.fp32,
+            "products": cost.products / self.products + cost.projected / self.fp32,
+            "around": cost.bytes / self.copy,
+        }
+
     def seconds(self, cost: Cost) -> float:
         """Families follow each other, and nothing is sent while something is computed."""
-        return (
-            cost.fp32 / (self.efficiency["critic"] * self.fp32)
-            + cost.products / (self.efficiency["encoder"] * self.products)
-            + cost.bytes / (self.efficiency["around"] * self.copy)
-            + cost.received / self.link
-        )
+        families = sum(ideal / self.efficiency[name] for name, ideal in self.ideal(cost).items())
+        return families + cost.operators * self.operator + cost.received / self.link
 
 
 # NVIDIA's data sheet of the H100 SXM: 67 Tflop/s fp32, 989 Tflop/s bf16 without sparsity, 3.35 TB/s; a 400 Gb/s port.
@@ -134,7 +75,7 @@ def _pairs(rows: Sequence[Row]) -> list[Row]:
 
 
 def fit(content: dict[str, Any], link: float) -> tuple[Machine, list[Checked]]:
-    """Efficiencies from one size of each family, and every measured size beside its prediction.
+    """Efficiencies and the time of an operator from one size each, and every measured size beside its prediction.
 
     Raises:
         ValueError: where the results lack a family.
@@ -151,20 +92,29 @@ def fit(content: dict[str, Any], link: float) -> tuple[Machine, list[Checked]]:
     sweep, steps = _pairs(rows), {row["implementation"]: row for row in select(rows, "step", "step")}
     around = select(rows, "regularizers", "regularizers", part="club")
     around = [row for row in around if row["implementation"] == ("infobert-fast" if gpu else "eager")]
-    if len(sweep) < 2 or "floor" not in steps or not around:
-        raise ValueError("the results lack info_nce, step or regularizers: run `infobert bench` for all three")
-    middle = sweep[len(sweep) // 2]
+    paths = select(rows, "path", "path", implementation="infobert-fast")
+    if len(sweep) < 2 or "floor" not in steps or not around or not paths:
+        raise ValueError("the results lack info_nce, step, path or regularizers: run `infobert bench` for all four")
+    middle, smallest = sweep[len(sweep) // 2], min(paths, key=lambda row: math.prod(row["shape"]))
     size = 2 if gpu else 4
     batch, length, width = around[-1]["shape"]
     floor = steps["floor"]
     shape = [int(floor[name]) for name in ("layers", "width", "batch", "length")]
-    for family, cost, row in (
-        ("critic", critic(middle["pairs"], middle["pairs"], 768), middle),
-        ("around", Cost(bytes=3 * size * batch * length * width), around[-1]),
-        ("encoder", encoder(*shape, 4 * floor["passes"]), floor),
-    ):
-        machine.efficiency[family] = machine.seconds(cost) / row["median"]
-    machine = replace(machine, workspace=middle["extra_mib"] - critic(middle["pairs"], middle["pairs"], 768).mib)
+    fitted = (
+        (encoder(*shape, 4 * floor["passes"]), floor),
+        (critic(middle["pairs"], middle["pairs"], 768), middle),
+        (Cost(bytes=3 * size * batch * length * width, operators=CLUB_OPERATORS), around[-1]),
+        (path(*smallest["shape"], smallest["negatives"], size=size), smallest),
+    )
+    # A time is linear in what families and an operator cost: as many sizes as there are unknowns.
+    counts = [[*machine.ideal(cost).values(), cost.operators] for cost, _ in fitted]
+    *slower, operator = np.linalg.solve(counts, [row["median"] for _, row in fitted])
+    machine = replace(
+        machine,
+        efficiency={name: 1 / float(factor) for name, factor in zip(FAMILIES, slower, strict=True)},
+        operator=float(operator),
+        workspace=middle["extra_mib"] - critic(middle["pairs"], middle["pairs"], 768).mib,
+    )
     checked = []
 
     def hold(what: str, row: Row, cost: Cost, fitted: bool = False) -> None:
@@ -175,9 +125,9 @@ def fit(content: dict[str, Any], link: float) -> tuple[Machine, list[Checked]]:
     for row in sweep:
         mib = machine.workspace + critic(row["pairs"], row["pairs"], 768).mib
         checked.append(Checked(f"InfoNCE, {row['pairs']:,} pairs", "MiB", row["extra_mib"], mib, row is middle))
-    for row in select(rows, "path", "path", implementation="infobert-fast"):
+    for row in paths:
         what = f"regularisers, {' x '.join(map(str, row['shape']))}, {row['negatives']}"
-        hold(what, row, path(*row["shape"], row["negatives"], size=size))
+        hold(what, row, path(*row["shape"], row["negatives"], size=size), row is smallest)
     passes = int(floor["passes"])
     for name, cost in (
         ("floor", encoder(*shape, 4 * passes)),
@@ -187,6 +137,69 @@ def fit(content: dict[str, Any], link: float) -> tuple[Machine, list[Checked]]:
     ):
         hold(f"step, {name}", steps[name], cost, name == "floor")
     return machine, checked
+
+
+class Sent(NamedTuple):
+    """Bytes that a rank received in one case, by the ring and by the model; how many collectives it took part in, and
+    what the busiest rank's sockets were given.
+    """
+
+    kind: str
+    case: dict[str, Any]
+    ranks: int
+    collectives: int
+    received: float
+    predicted: float
+    written: int
+
+    @property
+    def error(self) -> float:
+        """Infinite where the model has bytes and nothing was received."""
+        if self.predicted == self.received:
+            return 0.0
+        return self.predicted / self.received - 1 if self.received else float("inf")
+
+    @property
+    def what(self) -> str:
+        """The case in words."""
+        if self.kind == "estimator":
+            return f"InfoNCE, {self.case['pairs']:,} pairs a rank"
+        sentences = self.case["batch"]
+        sentences = " and ".join(map(str, sentences)) if isinstance(sentences, list) else sentences
+        shape = f"{sentences} x {self.case['length']} x {self.case['width']}"
+        if self.kind == "regularisers":
+            return shape
+        case = self.case
+        return f"{case['engine']}, {shape}, {case['negatives']}, K = {case['passes']} x {case['accumulation']}"
+
+
+FACTS = ("pairs", "layers", "width", "vocabulary", "batch", "length", "passes", "accumulation", "negatives", "engine")
+
+
+def held(traffic: Sequence[Row]) -> list[Sent]:
+    """What traffic.py counted, its phases added up, each case beside the model."""
+    found: dict[str, list[Row]] = {}
+    for row in traffic:
+        found.setdefault(str([row["kind"], row["ranks"], *(row.get(name) for name in FACTS)]), []).append(row)
+    sent = []
+    for phases in found.values():
+        row = phases[0]
+        case = {name: row[name] for name in FACTS if name in row}
+        calls = sum(kind["calls"] for phase in phases for kind in phase["collectives"].values())
+        received = sum(phase["received"] for phase in phases)
+        written = max(sum(rank) for rank in zip(*(phase["written"] for phase in phases), strict=True))
+        sent.append(Sent(row["kind"], case, row["ranks"], calls, received, _predicted(row), written))
+    return sent
+
+
+def _predicted(row: Row) -> float:
+    if row["kind"] == "estimator":
+        return critic(row["pairs"], row["pairs"], row["width"], row["ranks"]).received
+    if row["kind"] == "regularisers":
+        batch = max(row["batch"][: row["ranks"]]) if isinstance(row["batch"], list) else row["batch"]
+        return exchanged(row["ranks"]) + path(batch, row["length"], row["width"], "all", row["ranks"]).received
+    names = ("layers", "width", "batch", "length", "passes", "accumulation", "negatives", "ranks", "parameters")
+    return step(**{name: row[name] for name in (*names, "buffers", "engine")}).received
 
 
 def beyond(content: dict[str, Any] | None) -> Machine:
@@ -253,9 +266,15 @@ def main() -> None:
             parser.error(f"{given.results} holds no results: infobert bench --output {given.results}/bench.json")
         machine, checked = fit(content, given.link)
         print("efficiencies:", ", ".join(f"{name} {value:.3f}" for name, value in machine.efficiency.items()))
+        print(f"an operator: {1e6 * machine.operator:.1f} µs")
         for row in checked:
             error = "fitted" if row.fitted else f"{100 * row.error:+.0f} %"
             print(f"{row.what:44} {row.unit:3} measured {row.measured:12,.3f}, model {row.predicted:12,.3f}  {error}")
+        for sent in held(read_traffic(given.results)):
+            print(
+                f"{sent.what:44} {sent.ranks} ranks received {sent.received:14,.0f} bytes, model "
+                f"{sent.predicted:14,.0f}  {100 * sent.error:+.2f} %; written {sent.written:,}"
+            )
     print(f"\nA model, no measurement ({machine.source}; link {machine.link / 1e9:g} GB/s)")
     for estimate in estimates(machine):
         print(

@@ -42,6 +42,13 @@ def read(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def read_traffic(folder: Path) -> list[Row]:
+    """What ranks sent each other: the rows of the folder's ``ranks.json``, which traffic.py wrote; none without it."""
+    path = folder / "ranks.json"
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["traffic"] if path.is_file() else []
+    return rows
+
+
 def select(rows: Iterable[Row], group: str, test: str, **facts: Any) -> list[Row]:
     """The rows of one benchmark function, those with these facts."""
     return [

@@ -17,7 +17,7 @@ from typing import Any
 
 import growth
 from pictures import draw_growth, draw_pairs, draw_step
-from reading import RESULTS, Row, read, select
+from reading import RESULTS, Row, read, read_traffic, select
 
 from infobert_fast.cli.bench import MEASURED
 from infobert_fast.cli.files import write_text
@@ -69,6 +69,8 @@ CAPTIONS = {
 def table(named: str, results: Path) -> str:
     device, *rest = named.split()
     content = _content(results / device)
+    if rest[:1] == ["traffic"]:
+        return _traffic(results / device, *rest[1:])
     if rest in (["model", "estimator"], ["model", "step"]):
         return (_estimates if rest[1] == "estimator" else _steps)(growth.beyond(content))
     if content is None:
@@ -81,7 +83,7 @@ def table(named: str, results: Path) -> str:
         return _checked(content)
     if len(rest) != 2:
         raise ValueError(
-            f"<!-- table: {named} --> names no table: DEVICE GROUP TEST, DEVICE machine, DEVICE growth ..."
+            f"<!-- table: {named} --> names no table: DEVICE GROUP TEST, DEVICE machine, DEVICE traffic KIND ..."
         )
     rows = select(content["rows"], *rest)
     if not rows:
@@ -189,7 +191,30 @@ def _checked(content: dict[str, Any]) -> str:
         for row in checked
     ]
     fitted = ", ".join(f"{name} {100 * value:.0f} %" for name, value in machine.efficiency.items())
-    return _lines(["size", "measured", "model", "error"], lines, 1) + f"\nFitted: {fitted} of the ceiling.\n"
+    table = _lines(["size", "measured", "model", "error"], lines, 1)
+    return f"{table}\nFitted: {fitted} of the ceiling; an operator {1e6 * machine.operator:.0f} µs.\n"
+
+
+def _traffic(folder: Path, kind: str) -> str:
+    """Bytes that a rank received, beside the model's, and the error; one rank, which receives nothing, is left out."""
+    rows = [row for row in growth.held(read_traffic(folder)) if row.kind == kind and row.ranks > 1]
+    if not rows:
+        return (
+            f"*Not counted yet: `python benchmarks/traffic.py --output benchmarks/results/{folder.name}/ranks.json`.*\n"
+        )
+    lines = [
+        [
+            row.what,
+            f"{row.ranks}",
+            f"{row.collectives}",
+            f"{row.received:,.0f}",
+            f"{row.predicted:,.0f}",
+            f"{row.predicted - row.received:+,.0f}" if row.predicted != row.received else "0",
+            f"{row.written:,}",
+        ]
+        for row in rows
+    ]
+    return _lines(["case", "ranks", "collectives", "received", "model", "error", "written"], lines, 1)
 
 
 def _estimates(machine: growth.Machine) -> str:
