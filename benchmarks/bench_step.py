@@ -148,25 +148,31 @@ UNITS = {"standard": 3, "FreeLB": 3 * PASSES}  # in forwards of the encoder; the
 
 
 def check(function: Callable[[Setting], None], name: str) -> None:
-    """Every parameter's gradient in float64 on a small model without dropout, unclipped. Expected of InfoBERT: the
-    literal step with all partners; of FreeLB: the same with no regulariser; of the others: the plain gradient.
+    """Every parameter's gradient on a small model without dropout, unclipped, in float64 and in float32, in which
+    kernels run on a device. Expected of InfoBERT: the literal step with all partners, in float64; of FreeLB: the same
+    with no regulariser; of the others: the plain gradient.
     """
-    small = setting(2, 32, 5, 12, vocab_size=50, hidden_dropout_prob=0.0)
-    x = small._replace(model=small.model.double(), critic=small.critic.double(), half=False)
-    if name in ("standard", "floor"):
-        x.model(**x.batch).loss.backward()
-    else:
-        weights = {"alpha": 0.0, "beta": 0.0} if name == "FreeLB" else {}
-        literal(x, reference.club, **weights)
-    expected = [None if p.grad is None else p.grad.clone() for p in x.parameters()]
-    x.clear()
-    if name == "literal":
-        literal(x, reference.club)
-    else:
-        function(x)
-    for parameter, theirs in zip(x.parameters(), expected, strict=True):
-        mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(mine, torch.zeros_like(mine) if theirs is None else theirs, rtol=1e-7, atol=1e-10)
+
+    def gradients(step: Callable[[Setting], None], dtype: torch.dtype) -> list[Tensor]:
+        x = setting(2, 32, 5, 12, vocab_size=50, hidden_dropout_prob=0.0)
+        x = x._replace(model=x.model.to(dtype), critic=x.critic.to(dtype), half=False)
+        step(x)
+        return [(torch.zeros_like(p) if p.grad is None else p.grad).double() for p in x.parameters()]
+
+    def expected(x: Setting) -> None:
+        if name in ("standard", "floor"):
+            x.model(**x.batch).loss.backward()
+        else:
+            literal(x, reference.club, **({"alpha": 0.0, "beta": 0.0} if name == "FreeLB" else {}))
+
+    def mine(x: Setting) -> None:
+        literal(x, reference.club) if name == "literal" else function(x)
+
+    exact = gradients(expected, torch.float64)
+    largest = max(float(gradient.abs().max()) for gradient in exact)
+    for dtype, rtol, atol in ((torch.float64, 1e-7, 1e-10), (torch.float32, 1e-3, 1e-5 * largest)):
+        for got, theirs in zip(gradients(mine, dtype), exact, strict=True):
+            torch.testing.assert_close(got, theirs, rtol=rtol, atol=atol)
 
 
 def forward_products() -> float:

@@ -13,11 +13,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
+TESTS = ["kernels", "training", "tests"]  # the last without the others
 FAKE = """#!/usr/bin/env bash
 case "$*" in
 *get_device_name*) echo "NVIDIA H100 80GB HBM3" ;;
 *"pip install"* | *"pip show"*) ;;
-*"pytest -m gpu"*) echo tests >>"$NOTES"; exit "${RED:-0}" ;;
+*"pytest -m gpu"*)
+    group=${5#tests/}
+    [[ $group == "${RED:-}" ]] && exit 1
+    [[ $group == "${SLOW:-}" ]] && exit 124
+    echo "$group" >>"$NOTES" ;;
 *small_cases*) echo sanitize >>"$NOTES" ;;
 *"infobert_fast.cli bench"*)
     suite=$4 output=${!#}
@@ -50,7 +55,7 @@ def test_parts_that_are_finished_are_skipped(gpu, tmp_path):
     done, asked = gpu("all", BROKEN="step")
     assert done.returncode == 0, done.stderr
     suites = ["info_nce", "path", "step", "regularizers", "separable", "evaluation", "data"]
-    assert [name for name in asked if name != "sanitize"] == ["tests", *suites]
+    assert [name for name in asked if name != "sanitize"] == [*TESTS, *suites]
     assert "call it again" in done.stdout
     done, asked = gpu("all")
     assert asked == ["step"]
@@ -59,17 +64,26 @@ def test_parts_that_are_finished_are_skipped(gpu, tmp_path):
 
 
 def test_nothing_is_timed_while_a_test_is_red(gpu):
-    done, asked = gpu("all", RED="1")
+    done, asked = gpu("all", RED="training")
     assert done.returncode == 1
-    assert asked == ["tests"]
+    assert asked == ["kernels"]
     assert "nothing is timed" in done.stderr
     assert gpu("bench")[0].returncode == 1  # nor without having been tested
     assert gpu("bench")[1] == []
 
 
+def test_tests_that_were_cut_off_are_all_that_is_repeated(gpu):
+    done, asked = gpu("tests", SLOW="training")
+    assert done.returncode == 1
+    assert asked == ["kernels"]
+    assert "call it again" in done.stderr
+    assert gpu("tests")[1] == ["training", "tests"]
+    assert gpu("tests")[1] == []
+
+
 def test_the_budget_leaves_suites_for_the_next_call(gpu):
     done, asked = gpu("all", BUDGET="0")
-    assert [name for name in asked if name != "sanitize"] == ["tests"]
+    assert [name for name in asked if name != "sanitize"] == TESTS
     assert "left for the next call" in done.stdout
 
 
