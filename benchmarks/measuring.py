@@ -19,20 +19,26 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-_last: list[Any] = []  # the event of the last call of clock, and the seconds up to it
+class Stamp:
+    """A moment in what the device does, which nobody waits for; the difference of two is in seconds, and waits.
+
+    Nothing but a difference: an event's distance from another is a float32 of milliseconds, too coarse from one origin.
+    """
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, earlier: Stamp) -> float:
+        self.event.synchronize()
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
-def clock() -> float:
-    """Seconds on the device's own clock: between two calls lies what the device did, not what the host waited for."""
-    if DEVICE == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    event.synchronize()
-    # elapsed_time is a float32 of milliseconds: since the start of a run of minutes, its steps would be microseconds
-    seconds = _last[1] + _last[0].elapsed_time(event) / 1e3 if _last else 0.0
-    _last[:] = event, seconds
-    return seconds
+def clock() -> Any:
+    """Seconds on a CPU; on a device a :class:`Stamp`. Launches that follow :func:`flush` are prepared while it runs, so
+    that a short kernel's time has no host's in it; where launching takes longer, the device waits, and that counts.
+    """
+    return time.perf_counter() if DEVICE == "cpu" else Stamp()
 
 
 @functools.cache
