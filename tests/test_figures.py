@@ -35,7 +35,8 @@ def test_the_estimators_table():
     shown = rows("README.md", "pairs")
     assert len(shown) == len({pairs for pairs, _ in measured})
     for pairs, *cells in shown:
-        for name, time, memory in zip(("literal", "factorised", "infobert-fast"), cells[:3], cells[3:], strict=True):
+        names = ("literal", "factorised", "infobert-fast", "infobert-fast compiled")
+        for name, time, memory in zip(names, cells[:4], cells[4:], strict=True):
             row = measured.get((int(pairs.replace(",", "")), name))
             assert time == ("-" if row is None else f"{1000 * row['median']:,.0f}")
             assert memory == ("-" if row is None else f"{row['extra_mib']:,.0f}")
@@ -56,20 +57,20 @@ def test_the_demos_table():
 
 
 def test_the_robustness_tables():
-    runs = json.loads((RESULTS / "robustness.json").read_text())
-    corpora = list(runs["standard"])
-    header = Path("docs/robustness.md").read_text().split("| corpus |")[1].splitlines()[0]
-    names = [name.strip() for name in header.strip(" |").split("|")]
-    assert set(names) < set(runs)
-    shown = rows("docs/robustness.md", "corpus")
-    assert [row[0] for row in shown] == corpora
-    for corpus, *cells in shown:
-        for name, cell in zip(names, cells, strict=True):
-            result = runs[name][corpus]
-            half = 100 * (result["high"] - result["low"]) / 2
-            assert cell == f"{100 * result['accuracy']:.1f} ± {half:.1f}"
+    import robustness
+
+    content = json.loads(robustness.CONTENT.read_text())
+    page = robustness.PAGE.read_text()
+    assert robustness.render(page, content) == page
     for corpus, ours, _ in rows("docs/robustness.md", "check"):
-        assert ours == f"{100 * runs['full'][corpus]['accuracy']:.1f}"
+        assert ours == f"{100 * content['full'][corpus]['accuracy']:.1f}"
+
+
+def test_a_mean_and_a_deviation_over_seeds():
+    import robustness
+
+    assert robustness.over_seeds({"1": 0.5, "2": 0.6, "3": 0.7}, lambda value: value) == "60.0 ± 10.0"
+    assert robustness.over_seeds({"1": 0.5}, lambda value: value) == "50.0"
 
 
 def test_the_padding_table():

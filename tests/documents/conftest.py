@@ -24,17 +24,23 @@ from infobert_fast.evaluation.suite import SUITES
 ROOT = Path(__file__).resolve().parents[2]
 
 # Models, by the head that they are published or saved with.
-RUNS = ("standard", "freelb", "infobert", "freelb_published")
 MODELS = {
-    **dict.fromkeys(("MODEL", "out", *(f"runs/{run}" for run in RUNS)), "RobertaForSequenceClassification"),
+    **dict.fromkeys(("MODEL", "out"), "RobertaForSequenceClassification"),
     "QA_MODEL": "RobertaForQuestionAnswering",
-    **dict.fromkeys(("M", "sentence-transformers/all-MiniLM-L6-v2"), "BertModel"),
+    **dict.fromkeys(("ENCODER", "sentence-transformers/all-MiniLM-L6-v2"), "BertModel"),
     "FacebookAI/roberta-large": "RobertaForMaskedLM",
 }
 # Files of labelled pairs, and the folders of a suite's files.
 PAIRS = ("my.jsonl", "hard.tsv", "dev.jsonl", "a.jsonl", "clean.jsonl", "adversarial.jsonl", "train.jsonl")
-PAIRS += ("D/snli/train_sub20k.jsonl", "D/mnli/train_sub12k.jsonl")
-FOLDERS = ("D", "DATA", "FOLDER")
+FOLDERS = ("DATA", "FOLDER")
+# What benchmarks/robustness.sh reads beside them.
+PAIRS += ("DATA/snli/train_sub20k.jsonl", "DATA/snli/test.jsonl", "DATA/mnli/train_sub12k.jsonl")
+PAIRS += ("DATA/mnli/dev_matched.jsonl", *(f"DATA/anli/test_r{n}.jsonl" for n in (1, 2, 3)), "DATA/advglue/dev.json")
+PAIRS += tuple(f"DATA/cad_nli/{name}.jsonl" for name in ("original_dev", "original_test"))
+PAIRS += tuple(f"DATA/cad_nli/revised_{name}_test.jsonl" for name in ("hypothesis", "premise"))
+PAIRS += ("DATA/textfooler_targets/snli.jsonl", "DATA/textfooler_targets/mnli_matched.jsonl")
+QUESTION_FILES = ("DATA/squad/train-v1.1.partial.json",)
+NEIGHBORS = ("neighbors.json", "DATA/synonyms/counterfitted_neighbors.json")
 # Datasets of the hub: those of the package's mixes and suites, and these.
 HUB = [
     *(source for source, _ in CORPORA.values()),
@@ -100,8 +106,11 @@ def write_files(folder, pairs):
             write(folder / data / (member.files[0] + ending), forms[ending])
         for member in SUITES["qa"]:
             write(folder / data / f"{member.files[0]}.json", squad)
+    for name in QUESTION_FILES:
+        write(folder / name, squad)
     words = sorted({word for row in rows for word in row["hypothesis"].split()})
-    write(folder / "neighbors.json", json.dumps(dict.fromkeys(words, words[:3])))
+    for name in NEIGHBORS:
+        write(folder / name, json.dumps(dict.fromkeys(words, words[:3])))
 
 
 def answers(row):

@@ -28,12 +28,11 @@ ELSEWHERE = {
     "make": ("makes an environment; `make test` runs this", "tests/test_demo.py"),
     ".ci/run": ("runs this", "tests/documents/test_commands.py"),
     "benchmarks/gpu.sh": ("needs a GPU", "tests/benchmarks/test_gpu_script.py"),
+    "benchmarks/robustness.sh": ("takes hours", "tests/documents/test_robustness.py"),
+    "benchmarks/robustness.py": ("writes a page of the repository", "tests/documents/test_robustness.py"),
     "benchmarks/report.py": ("writes pages of the repository", "tests/benchmarks/test_report.py"),
     "tests/training/kill.py": ("kills a training for minutes", "tests/training/test_faults.py"),
 }
-# The variables that a page leaves to its reader.
-VARIABLES = {"M": "M", "D": "D"}
-
 # The shell itself reads the pages. It finds no program, and says which it was asked for and with what arguments.
 ASKED = 'command_not_found_handle() { printf "%s\\0" "$@"; printf "\\n\\0"; }\n'
 
@@ -45,8 +44,8 @@ def commands(page):
             continue  # a formula, a file, an output
         script = ASKED + re.sub(r"(?<=\w)\|(?=\w)", r"\\|", block)  # a|b is a choice here, and no pipe
         shell = [shutil.which("bash"), "--restricted", "-euc", script]
-        done = subprocess.run(shell, env={"PATH": "/nowhere", **VARIABLES}, capture_output=True, text=True)
-        assert done.returncode == 0, f"{page.name}: {done.stderr} (VARIABLES has what a page leaves to its reader)"
+        done = subprocess.run(shell, env={"PATH": "/nowhere"}, capture_output=True, text=True)
+        assert done.returncode == 0, f"{page.name}: {done.stderr}"
         for command in done.stdout.split("\n\0")[:-1]:
             choices = [[word] if " " in word else word.split("|") for word in command.split("\0")[:-1]]
             yield from itertools.product(*choices)
