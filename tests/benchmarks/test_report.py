@@ -69,7 +69,7 @@ def test_a_page_is_filled_and_filled_the_same_again(folder, monkeypatch):
     page = report(folder, monkeypatch)
     assert "A processor, 2 threads" in page
     assert "| 512 | 4,472 (3,171) | 447 (943) | 49.7 (30.2) | 29.8 (27.6) | 24 |" in page
-    assert "| 1,024 | - | 1,696 | **188** | - | 3,695 | **46** |" in page
+    assert "| 1,024 | - | 1,696 | **188** | **113** | - | 3,695 | **46** | **" in page
     assert "| anchored features | 20.0 | 15 | 10.0 |" in page
     assert "| InfoNCE, 128 pairs, MiB | 0.00 | 26.2 | - |" in page
     assert "| InfoNCE, 10 pairs a rank | 2 | 4 | 24,004 | 24,004 | 0 | 13,200 |" in page

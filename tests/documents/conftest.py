@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = {
     **dict.fromkeys(("MODEL", "out"), "RobertaForSequenceClassification"),
     "QA_MODEL": "RobertaForQuestionAnswering",
-    **dict.fromkeys(("ENCODER", "sentence-transformers/all-MiniLM-L6-v2"), "BertModel"),
+    **dict.fromkeys(("ENCODER", "M", "sentence-transformers/all-MiniLM-L6-v2"), "BertModel"),
     "FacebookAI/roberta-large": "RobertaForMaskedLM",
 }
 # Files of labelled pairs, and the folders of a suite's files.
