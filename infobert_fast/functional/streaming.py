@@ -53,7 +53,7 @@ class Eager:
 
     On a CPU every thread reads what it wrote itself, since all these operators share a block out by its outermost rows.
     ``torch.mv`` in the place of ``mul_, sum``, or one mask summed both ways, has threads fetch halves of the block from
-    each other's caches, which made them up to 2.5 times slower together than one alone.
+    each other's caches, with which two threads could take 2.2 times as long as one (benchmarks/NOTES.md).
     """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
