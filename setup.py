@@ -16,6 +16,7 @@ TRAIN = [
     "datasets>=4.0",
     "deepspeed>=0.19.8",
     "safetensors>=0.5",
+    "psutil>=5.9",
     "pyyaml>=6.0",
     "rich>=13.0",
     "tokenizers>=0.20",

@@ -25,8 +25,8 @@ from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import Accuracy, label_order
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
 from infobert_fast.evaluation.scoring import probabilities, similarities
-from infobert_fast.training.critic import load_without_critic
-from infobert_fast.training.encoder import within_positions
+from infobert_fast.training.models.critic import load_without_critic
+from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
 

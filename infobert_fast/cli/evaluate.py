@@ -36,9 +36,10 @@ from infobert_fast.evaluation.information import measure_each
 from infobert_fast.evaluation.report import Result, answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
 from infobert_fast.metrics.squad import original_id
-from infobert_fast.training.critic import load_without_critic
-from infobert_fast.training.encoder import check_bidirectional, within_positions
-from infobert_fast.training.head import head_order
+from infobert_fast.training.look import check_architecture
+from infobert_fast.training.models.critic import load_without_critic
+from infobert_fast.training.models.head import head_order
+from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
 
@@ -77,7 +78,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     if not answers and TASKS[task].labels:
         label_order(model, TASKS[task])
     if train is not None:
-        check_bidirectional(model)
+        check_architecture(model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     check_padding(tokenizer, "model")

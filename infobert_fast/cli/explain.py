@@ -23,8 +23,9 @@ from infobert_fast.evaluation.accuracy import label_order
 from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, label_names
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations
-from infobert_fast.training.critic import load_without_critic
-from infobert_fast.training.encoder import check_bidirectional, within_positions
+from infobert_fast.training.look import check_architecture
+from infobert_fast.training.models.critic import load_without_critic
+from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
 
@@ -73,7 +74,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     task = TASKS[given.task] if given.task else NLI
     corpora = load_many(given.data, task) if given.data else {}
     model = load_without_critic(AutoModelForSequenceClassification, given.model, dtype=torch.float32)
-    check_bidirectional(model)
+    check_architecture(model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     labels = _labels(model, given.label, len(texts))
     for corpus in corpora.values():

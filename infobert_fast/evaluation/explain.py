@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from infobert_fast import checks, functional
 from infobert_fast.evaluation.batches import padded_batches
-from infobert_fast.training.encoder import embedded_inputs, word_embeddings_of
+from infobert_fast.training.models.perturbation import WordEmbeddings
 
 __all__ = ["KINDS", "Explanation", "Kind", "Token", "explain", "label_names"]
 
@@ -129,12 +129,16 @@ def label_names(model: PreTrainedModel) -> list[str]:
 
 def _gradient(model: PreTrainedModel, batch: Any, labels: list[int | None]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, ``d loss / d delta`` at zero, and the labels used; a sum, so that no text scales another's gradient."""
-    embeddings = word_embeddings_of(model)(batch["input_ids"]).detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(**embedded_inputs(model, batch, embeddings)).logits.float()
-        given = torch.tensor([-1 if label is None else label for label in labels], device=logits.device)
-        used = torch.where(given < 0, logits.argmax(-1), given)
-        (grad,) = torch.autograd.grad(F.cross_entropy(logits, used, reduction="sum"), embeddings)
+    words, mask = WordEmbeddings(model), batch["attention_mask"]
+    delta = words.zeros(mask.shape, mask.device).requires_grad_()
+    try:
+        with torch.enable_grad(), words.shifted(delta):
+            logits = model(**batch).logits.float()
+            given = torch.tensor([-1 if label is None else label for label in labels], device=logits.device)
+            used = torch.where(given < 0, logits.argmax(-1), given)
+            (grad,) = torch.autograd.grad(F.cross_entropy(logits, used, reduction="sum"), delta)
+    finally:
+        words.remove()
     return logits.detach(), grad, used
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from infobert_fast import functional
 from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.estimators import InfoNCE
-from infobert_fast.training.encoder import embedded_inputs, word_embeddings_of
+from infobert_fast.training.look import settle_feature
+from infobert_fast.training.models.forward import Batch, PerturbedModel
 
 __all__ = ["Information", "measure_each", "measure_information"]
 
@@ -83,11 +84,33 @@ def measure_each(
         ValueError: where no token is an anchor.
     """
 
-    def features(dataset: datasets.Dataset) -> Iterator[_Batch]:
-        tokens = dataset if "input_ids" in dataset.column_names else tokenize(dataset, tokenizer, max_length, task=task)
-        for batch in _batches(tokens, tokenizer, batch_size):
-            yield _features(model, batch, cl, ch)
+    perturbed, settled = PerturbedModel(model.eval()), False
 
+    def features(dataset: datasets.Dataset) -> Iterator[_Batch]:
+        nonlocal settled
+        tokens = dataset if "input_ids" in dataset.column_names else tokenize(dataset, tokenizer, max_length, task=task)
+        for inputs in _batches(tokens, tokenizer, batch_size):
+            inputs = {name: value.to(model.device) for name, value in inputs.items()}
+            batch = Batch(inputs, inputs["attention_mask"].sum(1).tolist())
+            if not settled:
+                perturbed.feature, settled = settle_feature(perturbed, model, batch, None), True
+            yield _features(perturbed, batch, cl, ch)
+
+    try:
+        return _measure(features, train, tests, epochs, critic_lr, seed, others)
+    finally:
+        perturbed.remove()
+
+
+def _measure(
+    features: Callable[[datasets.Dataset], Iterator[_Batch]],
+    train: datasets.Dataset,
+    tests: Mapping[str, datasets.Dataset],
+    epochs: int,
+    critic_lr: float,
+    seed: int,
+    others: bool,
+) -> dict[str, Information]:
     fitting = list(features(train))
     kinds = ("anchors", "others") if others else ("anchors",)
     critics = {kind: _fit(fitting, kind, epochs, critic_lr, seed) for kind in kinds}
@@ -131,23 +154,21 @@ def _batches(
         yield collate([tokens[i] for i in range(start, start + size)])
 
 
-def _features(model: PreTrainedModel, batch: dict[str, Tensor], cl: float, ch: float) -> _Batch:
+def _features(model: PerturbedModel, batch: Batch, cl: float, ch: float) -> _Batch:
     """One batch's rows, anchors chosen by the gradient of the task loss, without dropout."""
-    model.eval()
-    batch = {name: value.to(model.device) for name, value in batch.items()}
-    mask = batch["attention_mask"]
-    embeddings = word_embeddings_of(model)(batch["input_ids"]).detach().requires_grad_()
-    outputs = model(**embedded_inputs(model, batch, embeddings), output_hidden_states=True)
-    (grad,) = torch.autograd.grad(outputs.loss, embeddings)
+    mask = batch.attention_mask
+    delta = model.words.zeros(mask.shape, mask.device).requires_grad_()
+    states = model(model.bare, batch, delta)
+    (grad,) = torch.autograd.grad(states.task_loss, delta)
     anchors = functional.anchor_indices(grad, mask, cl, ch)
     if not len(anchors):
         raise ValueError(f"no token of a batch is an anchor for `cl` {cl} and `ch` {ch}; widen the window")
-    embedded = outputs.hidden_states[0].detach()
+    embedded = states.embedded.detach()
     rest = mask.flatten().bool()
     rest[anchors] = False
     return _Batch(
         tokens=embedded[mask.bool()],
-        sentences=outputs.hidden_states[-1][:, 0].detach(),
+        sentences=states.sentence.detach(),
         anchors=anchors,
         others=rest.nonzero().flatten(),
         rows=embedded.flatten(0, 1),

@@ -24,7 +24,7 @@ class AnchoredFeature(nn.Module):
     """InfoNCE lower bound between anchored tokens and their sentence; subtract ``alpha`` times it from the loss.
 
     Anchors are chosen by the gradient of the loss, see :func:`infobert_fast.functional.select_anchors`; each is paired
-    with its sentence's first hidden state.
+    with its sentence's feature, the state that the model's head reads.
 
     Args:
         cl, ch: the anchor window.
@@ -37,9 +37,18 @@ class AnchoredFeature(nn.Module):
 
     def __init__(self, cl: float = 0.5, ch: float = 0.9, negatives: Negatives = "chunk", seed: int = 42) -> None:
         super().__init__()
-        checks.anchor_window(cl, ch)
         checks.choice("negatives", negatives, NEGATIVES)
-        self.cl, self.ch, self.negatives, self.seed = cl, ch, negatives, seed
+        self.window(cl, ch)
+        self.negatives, self.seed = negatives, seed
+
+    def window(self, cl: float, ch: float) -> None:
+        """Set the anchor window.
+
+        Raises:
+            ValueError: unless ``0 <= cl <= ch <= 1``.
+        """
+        checks.anchor_window(cl, ch)
+        self.cl, self.ch = cl, ch
 
     @property
     def over_ranks(self) -> bool:
@@ -66,7 +75,7 @@ class AnchoredFeature(nn.Module):
             critic: owns the critic's weights; a submodule of the model, so that they are reduced, saved and clipped
                 with it.
             embedded: ``[batch, length, hidden]``.
-            sentence: ``[batch, hidden]``.
+            sentence: ``[batch, hidden]``, the sentence feature.
             grad: ``[batch, length, hidden]``, of the loss with respect to the perturbation.
             attention_mask: ``[batch, length]``.
             lengths: tokens per sentence, known on the host.

@@ -26,7 +26,7 @@ class InformationBottleneck(nn.Module):
     kind           version bound
     ============== ======= ====================================================================================
     tokens         3, 6    CLUBv2 over the rows of the embedding block's output at tokens (the paper)
-    sentence       2, 5    CLUBv2 over the sentences' first hidden states
+    sentence       2, 5    CLUBv2 over the sentence features
     learned-tokens 1       CLUB between embedding row and last hidden state, over tokens (padding left out)
     learned-flat   0       CLUB between the whole embedding layer, zero-padded to ``max_length``, and the sentence
     ============== ======= ====================================================================================
@@ -77,6 +77,7 @@ class InformationBottleneck(nn.Module):
         self,
         embedded: Tensor,
         last_hidden: Tensor,
+        sentence: Tensor,
         attention_mask: Tensor,
         lengths: Sequence[int],
         generator: torch.Generator | None = None,
@@ -85,12 +86,13 @@ class InformationBottleneck(nn.Module):
 
         Args:
             embedded, last_hidden: ``[batch, length, hidden]``, the embedding block's output and the encoder's.
+            sentence: ``[batch, hidden]``, the sentence feature.
             attention_mask: ``[batch, length]``.
             lengths: tokens per sentence, known on the host.
             generator: draws the partners of ``"sampled"``, on the device of the states.
         """
         if self.kind in ("tokens", "sentence"):
-            rows, mask = (embedded, attention_mask) if self.kind == "tokens" else (last_hidden[:, 0], None)
+            rows, mask = (embedded, attention_mask) if self.kind == "tokens" else (sentence, None)
             if self.over_ranks:
                 return functional.club_over_ranks(rows, mask)
             if self.sampling == "exact":
@@ -107,7 +109,7 @@ class InformationBottleneck(nn.Module):
             x = nn.functional.pad(embedded * attention_mask.unsqueeze(-1).to(embedded.dtype), (0, 0, 0, short)).flatten(
                 1
             )
-            y = last_hidden[:, 0]
+            y = sentence
         else:
             rows = torch.argsort(attention_mask.flatten() == 0, stable=True)[: sum(lengths)]
             x, y = embedded.flatten(0, 1)[rows], last_hidden.flatten(0, 1)[rows]

@@ -17,9 +17,10 @@ from infobert_fast.regularizers import (
     Partners,
     Sampling,
 )
-from infobert_fast.training.guard import Nonfinite
-from infobert_fast.training.smoothness import R3F, SMART, Divergence, Noise, RDrop, SmoothnessObjective
-from infobert_fast.training.step import AnchorSource
+from infobert_fast.training.models.feature import FEATURES, Feature
+from infobert_fast.training.reliability.guard import Nonfinite
+from infobert_fast.training.steps.infobert import AnchorSource
+from infobert_fast.training.steps.smoothness import R3F, SMART, Divergence, Noise, RDrop, SmoothnessObjective
 
 __all__ = ["InfoBertArguments", "decided_by"]
 
@@ -27,6 +28,14 @@ ObjectiveName = Literal["infobert", "vanilla", "freelb", "smart", "r3f", "rdrop"
 # Arguments that an objective decides; "infobert" leaves all of them open, at the values published for ANLI.
 OPEN: dict[str, Any] = {"version": 6, "adv_init_mag": 8e-2, "adv_steps": 3, "adv_start_step": 0}
 STANDARD: dict[str, Any] = {**OPEN, "version": -1, "adv_init_mag": 0.0, "adv_steps": 1}
+
+
+# Read at each step, so that a callback may schedule them. Every other argument of ours is read when a run begins.
+SCHEDULED = {
+    *("alpha", "beta", "cl", "ch", "adv_lr", "adv_init_mag", "adv_max_norm", "adv_steps", "norm_type"),
+    *("adv_start_step", "adv_clean_pass", "smart_weight", "smart_epsilon", "smart_step_size", "smart_noise_std"),
+    *("smart_steps", "r3f_weight", "r3f_scale", "r3f_noise", "rdrop_weight", "smoothness_dropout"),
+}
 
 
 def decided_by(objective: str) -> dict[str, Any]:
@@ -113,6 +122,13 @@ class InfoBertArguments(TrainingArguments):
             "the micro-batch; all: those of all ranks."
         },
     )
+    global_feature: Literal["auto", Feature] = field(  # type: ignore[valid-type]
+        default="auto",
+        metadata={
+            "help": "What stands for a sentence: the first token's state, the last one's, or the mean of all; auto: "
+            "what the model's head reads."
+        },
+    )
     batch_tokens: int | None = field(
         default=None,
         metadata={
@@ -183,25 +199,63 @@ class InfoBertArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        checks.choice("objective", self.objective, get_args(ObjectiveName))
-        decided = decided_by(self.objective)
-        for name, default in OPEN.items():
-            value = getattr(self, name)
-            if value is None:
-                setattr(self, name, decided.get(name, default))
-            elif name in decided and value != decided[name]:
-                raise ValueError(
-                    f"`{name}` was {value} with `objective` {self.objective!r}, which makes it {decided[name]}: leave "
-                    f"it unset, or use objective 'infobert', which takes every `{name}`"
-                )
+        self._chosen: dict[str, Any] = {}  # arguments of OPEN that `objective` decides, not the user
+        self._decide()
         if self.tf32 is None and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
             # On a GPU the stock Trainer would turn TF32 on for the process: the critic's exact float32 would not be,
             # and Inductor of some releases fails at how it is turned on.
             self.tf32 = False
         super().__post_init__()
+        self.check()
+
+    def _decide(self) -> None:
+        """Give each argument of OPEN that the user left unset the value that the objective gives it.
+
+        Raises:
+            ValueError: for one that the user set otherwise.
+        """
+        checks.choice("objective", self.objective, get_args(ObjectiveName))
+        decided = decided_by(self.objective)
+        for name, default in OPEN.items():
+            value = getattr(self, name)
+            if value is None or (name in self._chosen and value == self._chosen[name]):
+                self._chosen[name] = decided.get(name, default)
+                setattr(self, name, self._chosen[name])
+            elif name in decided and value != decided[name]:
+                raise ValueError(
+                    f"`{name}` was {value} with `objective` {self.objective!r}, which makes it {decided[name]}: leave "
+                    f"it unset, or use objective 'infobert', which takes every `{name}`"
+                )
+
+    def fixed(self) -> dict[str, Any]:
+        """The package's arguments that cannot change while a run goes on, by name."""
+        names = (name for name in InfoBertArguments.__annotations__ if name not in SCHEDULED)
+        return {name: getattr(self, name) for name in names}
+
+    def check_unchanged(self, fixed: dict[str, Any]) -> None:
+        """Refuse a change, since the run began, of an argument that was read then.
+
+        Raises:
+            ValueError: naming the argument and both values.
+        """
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"`{name}` was {value!r} when the run began and is {getattr(self, name)!r} now; it is read at the "
+                    f"beginning alone: set it before train(). {', '.join(sorted(SCHEDULED))} may change during a run"
+                )
+
+    def check(self) -> None:
+        """Refuse values outside what an argument may be, and combinations that cannot work; a run begins with it.
+
+        Raises:
+            ValueError: naming the argument, its value and what it may be.
+        """
+        self._decide()
         checks.number("alpha", self.alpha, low=0.0)
         checks.number("beta", self.beta, low=0.0)
         checks.choice("version", self.version, VERSIONS)
+        checks.choice("global_feature", self.global_feature, ("auto", *FEATURES))
         if isinstance(self.adv_start_step, bool) or not isinstance(self.adv_start_step, int) or self.adv_start_step < 0:
             raise ValueError(f"`adv_start_step` was {self.adv_start_step!r}; it must be an integer of at least 0")
         checks.positive_integer("critic_hidden_dim", self.critic_hidden_dim)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 
-from infobert_fast.training.critic import CRITIC
+from infobert_fast.training.engines.choice import runner_type
+from infobert_fast.training.models.critic import critic_of
 from infobert_fast.training.trainer import InfoBertTrainer
 
 __all__ = ["Plan", "plan_of"]
@@ -74,7 +75,7 @@ def plan_of(trainer: InfoBertTrainer, max_length: int) -> Plan:
         steps, epochs = math.ceil(args.num_train_epochs * updates), args.num_train_epochs
     longest = int(lengths.max()) if lengths is not None else max_length
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    critic = getattr(trainer.model, CRITIC, None)
+    critic = critic_of(trainer.model)
     return Plan(
         examples=len(lengths) if lengths is not None else None,
         tokens=int(lengths.sum()) if lengths is not None else None,
@@ -94,8 +95,7 @@ def plan_of(trainer: InfoBertTrainer, max_length: int) -> Plan:
 def _memory(trainer: InfoBertTrainer, parameters: int, tokens: int) -> dict[str, float]:
     """One rank's memory in MiB: float32 weights and gradients, AdamW's two moments, and one pass's activations."""
     args, config = trainer.args, trainer.model.config
-    stage = trainer.accelerator.state.deepspeed_plugin.zero_stage if trainer.is_deepspeed_enabled else 0
-    shared = [args.world_size if stage >= level else 1 for level in (3, 2, 1)]
+    shared = runner_type(trainer.accelerator).shares(trainer.accelerator)
     whole = 4 * parameters / MIB
     layers = getattr(config, "num_hidden_layers", None) or config.n_layers
     a_unit = 2 if args.gradient_checkpointing else 34

@@ -30,8 +30,8 @@ from infobert_fast.data.tasks import QUESTION_ANSWERING, Task, task_named
 from infobert_fast.data.tokenization import check_padding, tokenize
 from infobert_fast.metrics.glue import glue_scores
 from infobert_fast.training.arguments import InfoBertArguments
-from infobert_fast.training.encoder import positions_of
-from infobert_fast.training.head import head_order, reorder_head, set_labels
+from infobert_fast.training.models.head import head_order, reorder_head, set_labels
+from infobert_fast.training.models.perturbation import positions_of
 from infobert_fast.training.question_answering import QuestionAnsweringTrainer, QuestionSet
 from infobert_fast.training.trainer import InfoBertTrainer
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
-__all__ = ["ModuleTimer", "Throughput", "linear_flops_per_token", "peak_tflops_of", "throughput_line"]
+__all__ = ["ModuleTimer", "Throughput", "peak_tflops_of", "throughput_line"]
 
 # Dense bfloat16 rate of the tensor cores in TFLOP/s, from NVIDIA's data sheets; the first name found in the device's
 # counts. An H100 or A100 without a suffix is the SXM part.
@@ -38,27 +38,6 @@ def peak_tflops_of(device: torch.device) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if all(word in words for word in name.split())), None)
 
 
-@torch.no_grad()
-def linear_flops_per_token(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
-    """FLOPs of a forward's linear layers, per token: counted while two sentences run through them."""
-    few = {name: value[:2] for name, value in inputs.items() if isinstance(value, Tensor)}
-    total, training = 0, model.training
-
-    def count(layer: nn.Module, args: Any, output: Tensor) -> None:
-        nonlocal total
-        total += 2 * output.numel() * cast(nn.Linear, layer).in_features
-
-    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Linear)]
-    model.eval()
-    try:
-        model(**few)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return total / few["input_ids"].numel()
-
-
 class Throughput(TrainerCallback):
     """Sentences, tokens and useful FLOPs of a run and its seconds, from the second optimisation step on.
 
@@ -66,14 +45,14 @@ class Throughput(TrainerCallback):
     is waited for at the end of the first step, before an evaluation or a checkpoint, and at the end of the run.
 
     A sentence of n tokens costs ``units * (c n + 4 layers hidden n^2)`` useful FLOPs: c counted once by
-    :func:`linear_flops_per_token`, the second part attention's two products, a unit one forward. Neither padding nor
-    recomputed activations count.
+    :func:`infobert_fast.training.look.counted_flops`, the second part attention's two products, a unit one forward.
+    Neither padding nor recomputed activations count.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.timer: ModuleTimer | None = None
-        self.per_token = 0.0
+        self.flops_per_token = 0.0
         self._started: float | None = None
         self._reset()
 
@@ -89,7 +68,7 @@ class Throughput(TrainerCallback):
         self._sentences += len(lengths)
         self._tokens += tokens
         self._computed += computed
-        self._flops += units * (self.per_token * tokens + attention)
+        self._flops += units * (self.flops_per_token * tokens + attention)
 
     def timed(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a micro-step's own work."""
@@ -164,6 +143,10 @@ class Throughput(TrainerCallback):
         """Bytes: the device's allocations at their highest, on a CPU the process's resident memory."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
+        if sys.platform == "win32":
+            return psutil.Process().memory_info().peak_wset
+        import resource  # Windows has no such module
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

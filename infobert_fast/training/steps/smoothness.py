@@ -6,9 +6,7 @@ adversary's perturbation, random noise, or other dropout masks.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,8 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from infobert_fast import checks
-from infobert_fast.training.replay import RandomReplay
-from infobert_fast.training.step import Pass
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.forward import Batch, Pass
+from infobert_fast.training.reliability.guard import mark_nonfinite
+from infobert_fast.training.steps.replay import RandomReplay
+from infobert_fast.training.steps.terms import Terms, detached
 
 __all__ = [
     "R3F",
@@ -123,63 +124,45 @@ class SmoothnessObjective:
         return 6 + (2 * self.method.steps if isinstance(self.method, SMART) else 0)
 
 
-def smoothness_step(
-    objective: SmoothnessObjective,
-    *,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    lengths: Sequence[int],
-    word_embeddings: Callable[[Tensor], Tensor],
-    forward: Callable[[Tensor], Pass],
-    backward: Callable[[Tensor, bool], None],
-    seed: int,
-    probe: Callable[[Tensor], Pass] | None = None,
-    scale: float = 1.0,
-    scale_gradient: Callable[[Tensor], Tensor] = lambda loss: loss,
-    defer_reduction: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    observe: Callable[[Mapping[str, Tensor]], None] = lambda terms: None,
-) -> Mapping[str, Tensor]:
+def smoothness_step(objective: SmoothnessObjective, batch: Batch, runner: Runner, seed: int) -> Terms:
     """Accumulate the gradient of one micro-batch; the caller clips and steps the optimiser.
 
-    The interface of :func:`infobert_fast.training.step.infobert_step`, whose arguments these are. Gradients flow
-    through both predictions, by one backward: 2 forwards and 4 units of backward, for SMART a forward and an input
-    gradient more for each ascent. Nothing waits for the device; noise is drawn from ``seed``, dropout from the default
-    generator.
+    Gradients flow through both predictions, by one backward: 2 forwards and 4 units of backward, for SMART a forward
+    and an input gradient more for each ascent. Noise is drawn from ``seed``, dropout from the default generator.
+    This code adds no host synchronisation.
+
+    Args:
+        objective, batch, runner, seed: as for :func:`infobert_fast.training.steps.infobert.infobert_step`.
 
     Returns:
-        Detached scalars on the device: ``loss`` (times ``scale``), ``task_loss`` and ``smoothness``, what ``weight``
+        One pass's terms: ``loss`` (times the batch's weight), ``task_loss`` and ``smoothness``, what ``weight``
         multiplies: in nats, or the squared error of a regression.
     """
     method = objective.method
-    replay = RandomReplay(input_ids.device)
+    replay = RandomReplay(batch.attention_mask.device)
 
-    def again(delta: Tensor | None, forward: Callable[[Tensor], Pass] = forward) -> Pass:
+    def again(delta: Tensor | None, forward: Callable[[Batch, Tensor | None], Pass]) -> Pass:
         if objective.same_dropout:
             replay.rewind()
-        embeddings = word_embeddings(input_ids)
-        return forward(embeddings if delta is None else embeddings + delta)
+        return forward(batch, delta)
 
     # Under DistributedDataParallel every forward but the last is a deferred one: a forward that announces a reduction
     # also overwrites the module's buffers, which the graph of the first may still hold.
-    with defer_reduction():
-        embeddings = word_embeddings(input_ids)
-        first = forward(embeddings)
+    with runner.deferred():
+        first = runner.forward(batch)
         target = [logits.detach() for logits in first.logits]
-        padding = ~attention_mask.bool().unsqueeze(-1)
-        ascended = functools.partial(again, forward=probe or forward)
-        delta = _perturbation(objective, embeddings, padding, target, ascended, seed, scale_gradient)
-    second = again(delta)
+        probe = runner.probe if runner.second_forward else runner.forward
+        delta = _perturbation(objective, batch, runner, target, lambda delta: again(delta, probe), seed)
+    second = again(delta, runner.forward)
     task_loss = first.task_loss
     smoothness = divergence(first.logits, second.logits, objective.kind)
     if isinstance(method, RDrop):
         task_loss = (task_loss + second.task_loss) / 2
         smoothness = smoothness / 2 if objective.kind == "symmetric_kl" else smoothness
-    loss = (task_loss + method.weight * smoothness) * scale
-    terms = {"task_loss": task_loss, "smoothness": smoothness, "loss": loss}
-    terms = {name: term.detach().float() for name, term in terms.items()}
-    observe(terms)
-    backward(loss, True)
-    return terms
+    loss = (task_loss + method.weight * smoothness) * batch.weight
+    terms = detached({"task_loss": task_loss, "smoothness": smoothness, "loss": loss})
+    runner.backward(mark_nonfinite(loss))
+    return Terms(terms, [terms])
 
 
 def divergence(first: Sequence[Tensor], second: Sequence[Tensor], kind: Divergence = "symmetric_kl") -> Tensor:
@@ -201,16 +184,17 @@ def divergence(first: Sequence[Tensor], second: Sequence[Tensor], kind: Divergen
     return torch.stack(values).mean()
 
 
-def divergence_for(config: PreTrainedConfig) -> Divergence:
-    """The divergence of a model's task.
+def divergence_for(config: PreTrainedConfig, labels: Any = None) -> Divergence:
+    """The divergence of a model's task: by its ``problem_type``, or as transformers tells it from the labels.
 
     Raises:
         ValueError: for several labels at once, whose predictions are no distribution over classes.
     """
     task = getattr(config, "problem_type", None)
-    if task == "multi_label_classification":
+    several = task is None and config.num_labels > 1 and isinstance(labels, Tensor) and labels.is_floating_point()
+    if task == "multi_label_classification" or several:
         raise ValueError(
-            "the model's `problem_type` is 'multi_label_classification'; its labels are no distribution that a "
+            "the model has several labels at once ('multi_label_classification'); they are no distribution that a "
             "divergence could compare: use objective 'vanilla', 'freelb' or 'infobert'"
         )
     return "squared_error" if task == "regression" or config.num_labels == 1 else "symmetric_kl"
@@ -218,19 +202,20 @@ def divergence_for(config: PreTrainedConfig) -> Divergence:
 
 def _perturbation(
     objective: SmoothnessObjective,
-    embeddings: Tensor,
-    padding: Tensor,
+    batch: Batch,
+    runner: Runner,
     target: Sequence[Tensor],
     again: Callable[[Tensor], Pass],
     seed: int,
-    scale_gradient: Callable[[Tensor], Tensor],
 ) -> Tensor | None:
     """What the second pass adds to the word embeddings, zero at padding: a function of ``seed`` and the model."""
     method = objective.method
     if isinstance(method, RDrop):
         return None
-    generator = torch.Generator(device=embeddings.device).manual_seed(seed)
-    delta = torch.empty_like(embeddings, requires_grad=False)
+    mask = batch.attention_mask
+    padding = ~mask.bool().unsqueeze(-1)
+    generator = torch.Generator(device=mask.device).manual_seed(seed)
+    delta = runner.model.words.zeros(mask.shape, mask.device)
     if isinstance(method, R3F):
         if method.noise == "uniform":
             delta.uniform_(-method.scale, method.scale, generator=generator)
@@ -238,12 +223,12 @@ def _perturbation(
             delta.normal_(0, method.scale, generator=generator)
         return delta.masked_fill_(padding, 0)
     delta.normal_(0, method.noise_std, generator=generator).masked_fill_(padding, 0)
-    unit = scale_gradient(torch.ones((), device=delta.device))
+    unit = runner.scale(torch.ones((), device=delta.device))
     for _ in range(method.steps):
         delta.requires_grad_()
         # The mean over the batch would make a sentence's step depend on how many others there are.
         value = divergence(again(delta).logits, target, objective.kind) * len(delta)
-        (grad,) = torch.autograd.grad(scale_gradient(value), delta)
+        (grad,) = torch.autograd.grad(runner.scale(value), delta)
         delta = (delta.detach() + method.step_size * grad / unit).clamp(-method.epsilon, method.epsilon)
         delta = delta.masked_fill(padding, 0)
     return delta

@@ -12,9 +12,17 @@ class RandomReplay:
 
     Every draw between two rewinds repeats, dropout masks among them, on the CPU and on ``device``. A CUDA generator's
     state is a seed and an offset kept on the host: reading it does not wait for the device.
+
+    Raises:
+        ValueError: for a device other than a CPU or CUDA's, whose dropout masks would differ from pass to pass.
     """
 
     def __init__(self, device: torch.device) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"the device is {device.type!r}, whose random state is not replayed, so that dropout masks would "
+                f"differ from pass to pass: train on a CPU (use_cpu=True) or a CUDA device"
+            )
         self._device = device
         self._cpu_state = torch.get_rng_state()
         self._device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None

@@ -42,8 +42,15 @@ class PackedEncoder:
                 f"'sdpa'"
             )
         self._packing: Packing | None = None
-        stack.register_forward_pre_hook(self._pack, with_kwargs=True)
-        stack.register_forward_hook(self._unpack)
+        self._hooks = [
+            stack.register_forward_pre_hook(self._pack, with_kwargs=True),
+            stack.register_forward_hook(self._unpack),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextlib.contextmanager
     def rows(self, packing: Packing | None) -> Iterator[None]:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["Nonfinite", "NonfiniteGuard"]
+__all__ = ["Nonfinite", "NonfiniteGuard", "mark_nonfinite"]
 
 logger = logging.getLogger(__name__)
 
 Nonfinite = Literal["stop", "skip"]
 
 
+def mark_nonfinite(loss: Tensor) -> Tensor:
+    """The same loss, bit for bit; its gradient is NaN where it is not finite. Does not wait for the device."""
+    value = loss.detach()
+    return loss * (value - value + 1)
+
+
 class NonfiniteGuard:
     """Between the last backward and the optimiser's step: is the gradient's norm finite?
 
-    A loss that is not finite makes its whole gradient NaN (:meth:`mark`), gradients are summed over ranks, and so the
-    norm alone tells, equally on all ranks, with no communication of its own. Which term of which micro-batch it was is
-    looked up only then.
+    A loss that is not finite makes its whole gradient NaN (:func:`mark_nonfinite`), and gradients are summed over
+    ranks. So the norm alone tells, equally on all ranks, with no communication of its own. Which term of which
+    micro-batch it was is looked up only then.
     """
 
     def __init__(self, action: Nonfinite) -> None:
@@ -29,15 +35,9 @@ class NonfiniteGuard:
         self.skipped = 0  # steps, so far
         self._passes: list[tuple[int, Mapping[str, Tensor]]] = []  # of this step: micro-batch and terms, on the device
 
-    @staticmethod
-    def mark(loss: Tensor) -> Tensor:
-        """The same loss, bit for bit; its gradient is NaN where it is not finite. Does not wait for the device."""
-        value = loss.detach()
-        return loss * (value - value + 1)
-
-    def note(self, micro_step: int, terms: Mapping[str, Tensor]) -> None:
-        """Keep a pass's terms until the step's end. Does not wait for the device."""
-        self._passes.append((micro_step, terms))
+    def note(self, micro_step: int, passes: Sequence[Mapping[str, Tensor]]) -> None:
+        """Keep the terms of a micro-batch's passes until the step's end. Does not wait for the device."""
+        self._passes += [(micro_step, terms) for terms in passes]
 
     def forget(self) -> None:
         """Leave the step to a loss scaler."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
-from infobert_fast.training import checkpoints
 from infobert_fast.training.arguments import InfoBertArguments
-from infobert_fast.training.replay import RandomReplay
+from infobert_fast.training.reliability import checkpoints
+from infobert_fast.training.steps.replay import RandomReplay
 
 __all__ = ["find_checkpoint", "run_record"]
 
@@ -74,14 +74,19 @@ def run_record(args: InfoBertArguments, model: PreTrainedModel, dataset: Any, en
 
 
 def find_checkpoint(
-    request: str | bool | None, output_dir: Path, record: Mapping[str, Any], *, pickled: bool, with_changes: bool
+    request: str | bool | None,
+    output_dir: Path,
+    record_of: Callable[[], Mapping[str, Any]],
+    *,
+    pickled: bool,
+    with_changes: bool,
 ) -> str | None:
     """The folder to go on from; None for a fresh start. Reads the disk: call it on one rank and tell the others.
 
     Args:
         request: ``"auto"``: the newest whole checkpoint of ``output_dir``, a fresh start if there is none; True: the
             same, an error if there is none; a folder; None or False: a fresh start.
-        record: this run's :func:`run_record`.
+        record_of: gives this run's :func:`run_record`; not asked for a fresh start.
         pickled: the engine's state is unpickled, which could run foreign code: only from ``output_dir`` then.
         with_changes: warn of changed settings instead of refusing them.
 
@@ -102,15 +107,15 @@ def find_checkpoint(
         folder = Path(str(request))
         if pickled and not folder.resolve().is_relative_to(output_dir.resolve()):
             raise ValueError(
-                f"`resume_from_checkpoint` was {folder}, outside the run's `output_dir` {output_dir}; DeepSpeed's "
-                f"state is unpickled, which runs whatever code is in it: set `output_dir` to the run's own folder"
+                f"`resume_from_checkpoint` was {folder}, outside the run's `output_dir` {output_dir}; the "
+                f"engine's state is unpickled, which runs whatever code is in it: set `output_dir` to the run's folder"
             )
         if (reason := checkpoints.fault(folder)) is not None:
             raise ValueError(
                 f"`resume_from_checkpoint` was {folder}, which is not whole: {reason}; use 'auto' for the newest whole "
                 f"checkpoint of `output_dir`, or give the folder as the model, to start afresh from its weights"
             )
-    manifest = checkpoints.read_manifest(folder)
+    manifest, record = checkpoints.read_manifest(folder), record_of()
     if not manifest["resumable"]:
         raise ValueError(
             f"`resume_from_checkpoint` was {folder}, which holds the model alone (save_only_model): give it as the "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from infobert_fast import checks
-from infobert_fast.training import checkpoints
 from infobert_fast.training.arguments import InfoBertArguments
-from infobert_fast.training.engines import scaler_of_deepspeed
-from infobert_fast.training.guard import NonfiniteGuard
-from infobert_fast.training.order import SameOrder, examples_of
-from infobert_fast.training.replay import RandomReplay
-from infobert_fast.training.resume import find_checkpoint, run_record
-from infobert_fast.training.terms import TermLog
+from infobert_fast.training.engines.choice import runner_type
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.reliability import checkpoints
+from infobert_fast.training.reliability.guard import NonfiniteGuard
+from infobert_fast.training.reliability.order import SameOrder, examples_of
+from infobert_fast.training.reliability.resume import find_checkpoint, run_record
+from infobert_fast.training.steps.replay import RandomReplay
+from infobert_fast.training.termlog import TermLog
 
 __all__ = ["ReliableTrainer"]
 
@@ -31,22 +31,22 @@ PROGRESS = "progress_{}.pt"  # a rank's logs since the last line, in a checkpoin
 class ReliableTrainer(Trainer):
     """The part of :class:`infobert_fast.InfoBertTrainer` that knows nothing of InfoBERT.
 
-    A step that extends it says :meth:`_begin_step` at a step's first micro-batch, sends every loss through
-    ``self._guard.mark`` before its backward, the terms of each pass to ``self._guard.note``, and those of each
-    micro-batch to ``self._terms.add``.
+    What extends it makes a run's parts in :meth:`_begin_run`, says :meth:`_begin_step` at a step's first micro-batch,
+    and gives the terms of each pass to ``self._guard.note`` and those of each micro-batch to ``self._terms.add``.
     """
 
     args: InfoBertArguments
     model: PreTrainedModel
 
-    def __init__(self, model: PreTrainedModel | None, args: InfoBertArguments, **kwargs: Any) -> None:
+    _runner: Runner | None  # of the present run, from its first step on
+
+    def __init__(self, model: Any, args: InfoBertArguments, **kwargs: Any) -> None:
+        self._trial: Any = None
         super().__init__(model, args, **kwargs)
         self.add_callback(SameOrder())
-        self._guard = NonfiniteGuard(args.nonfinite)
         self._found: str | None = None  # by checkpoint_of, for the train() that follows
         self._staging: Path | None = None  # while a checkpoint is being written, where
-        self._terms = TermLog()
-        self._engine_norm: float | None = None  # of the gradient, where DeepSpeed does not tell
+        self._guard, self._terms = NonfiniteGuard(args.nonfinite), TermLog()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's. ``resume_from_checkpoint`` may also be ``"auto"``: the newest whole checkpoint of
@@ -56,9 +56,40 @@ class ReliableTrainer(Trainer):
             ValueError: for a checkpoint that is not whole, or of a run with other settings, naming them.
             FloatingPointError: at a loss or gradient that is not finite, unless ``nonfinite="skip"``.
         """
-        self._guard = NonfiniteGuard(self.args.nonfinite)
         found, self._found = self.checkpoint_of(resume_from_checkpoint), None
         return super().train(found, *args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, which calls it for a run, and again for a smaller batch where memory did not suffice."""
+        self._begin_run()
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _begin_run(self) -> None:
+        """Make what a run is made of, so that nothing of an earlier one goes into it."""
+        self._guard, self._terms = NonfiniteGuard(self.args.nonfinite), TermLog()
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """As the Trainer's, which calls it for a training between making the optimiser and giving it to the engine."""
+        if training:
+            self._check_optimizer()
+        return super()._wrap_model(model, training, dataloader)
+
+    def _check_optimizer(self) -> None:
+        """Refuse a run in which a parameter would never move.
+
+        Raises:
+            ValueError: naming parameters that require a gradient and are not in the optimiser.
+        """
+        if (groups := getattr(self.optimizer, "param_groups", None)) is None:
+            return  # an engine makes its own, of all parameters
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        left_out = [n for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in held]
+        if left_out:
+            raise ValueError(
+                f"`optimizers` holds {len(held)} parameters, and not {', '.join(left_out[:4])}"
+                f"{f' and {len(left_out) - 4} more' if len(left_out) > 4 else ''}, which require a gradient and would "
+                f"never move: build the optimiser after the trainer, which gives the model its critic; or freeze them"
+            )
 
     def checkpoint_of(self, request: str | bool | None) -> str | None:
         """The folder from which ``train(request)`` goes on, read and found whole; None for a fresh start. Call it on
@@ -75,8 +106,8 @@ class ReliableTrainer(Trainer):
                 if self.args.save_strategy != "no":
                     checks.writable("output_dir", output_dir, folder=True)
                 checkpoints.sweep(output_dir)
-                pickled, changes = self.is_deepspeed_enabled, self.args.resume_with_changes
-                found = find_checkpoint(request, output_dir, self._record(), pickled=pickled, with_changes=changes)
+                pickled, changes = runner_type(self.accelerator).pickled, self.args.resume_with_changes
+                found = find_checkpoint(request, output_dir, self._record, pickled=pickled, with_changes=changes)
             except (ValueError, OSError) as error:
                 problem = error
         found, problem = broadcast_object_list([found, problem])
@@ -86,10 +117,7 @@ class ReliableTrainer(Trainer):
         return self._found
 
     def _record(self) -> dict[str, Any]:
-        engine = "none"
-        if self.is_deepspeed_enabled:
-            stage = self.accelerator.state.deepspeed_plugin.hf_ds_config.get_value("zero_optimization.stage", 0)
-            engine = f"deepspeed, ZeRO stage {stage}"
+        engine = runner_type(self.accelerator).describe(self.accelerator)
         return run_record(self.args, self.model, self.train_dataset, engine)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -199,14 +227,12 @@ class ReliableTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As the Trainer's, which asks for it between a step's last backward and the optimiser; the guard's place.
 
-        DeepSpeed has stepped by now, and left a step out whose norm is not finite. A float16 loss scaler will do so;
-        overflows are its business until its scale falls below 1.
+        An engine with a step of its own has stepped by now, or has left the step out where the norm is not finite. A
+        float16 loss scaler will do so; overflows are its business until its scale falls below 1.
         """
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        if grad_norm is None:
-            grad_norm = self._engine_norm
-        scaler = scaler_of_deepspeed(model) if self.is_deepspeed_enabled else self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() >= 1:
+        assert self._runner is not None
+        grad_norm = self._runner.gradient_norm(super()._get_grad_norm(model, grad_norm))
+        if self._runner.leaves_overflow_to_scaler():
             self._guard.forget()
         elif not self._guard.passes(
             grad_norm,
@@ -220,20 +246,6 @@ class ReliableTrainer(Trainer):
             done = self.state.global_step - self._globalstep_last_logged
             self._tr_loss *= (done + 1) / max(done, 1)  # the logged mean counts this step too
         return grad_norm
-
-    def _step_engine(self, engine: Any) -> None:
-        """DeepSpeed's step, which clips too and makes the Trainer's own call of the optimiser do nothing. Stages 1 to 3
-        leave it out where the gradient is not finite; stage 0 is helped to.
-        """
-        if engine.zero_optimization_stage() == 0 and scaler_of_deepspeed(engine) is None:
-            gradients = [value.grad for value in engine.module.parameters() if value.grad is not None]
-            self._engine_norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(self._engine_norm):  # not before: its clipping wants gradients
-                hook = engine.optimizer.register_step_pre_hook(lambda *_: engine.zero_grad())
-                engine.step()
-                hook.remove()
-                return
-        engine.step()
 
     def _examples_of(self, micro_step: int) -> list[int] | None:
         """The numbers in the training set of this rank's examples in a micro-batch of the current step."""

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from infobert_fast.estimators import InfoNCE
 
-__all__ = ["CRITIC", "attach_critic", "load_critic", "load_without_critic"]
+__all__ = ["CRITIC", "attach_critic", "critic_of", "load_critic", "load_without_critic"]
 
 # The submodule's name, and the prefix of its weights in the model's checkpoint. Stock transformers opens the checkpoint
 # and reports these weights as unexpected.
@@ -31,7 +31,7 @@ def attach_critic(model: PreTrainedModel, hidden_dim: int = 300, checkpoint: str
     Raises:
         ValueError: where the model, its folder or ``checkpoint`` has a critic of another width, or ``checkpoint`` none.
     """
-    critic = getattr(model, CRITIC, None)
+    critic = critic_of(model)
     if critic is None:
         width = model.config.hidden_size
         reference = next(model.parameters())
@@ -52,6 +52,11 @@ def attach_critic(model: PreTrainedModel, hidden_dim: int = 300, checkpoint: str
     if not hasattr(model, CRITIC):
         model.add_module(CRITIC, critic)
     return critic
+
+
+def critic_of(model: nn.Module) -> InfoNCE | None:
+    """The model's critic, where it has one."""
+    return getattr(model, CRITIC, None)
 
 
 def load_critic(critic: InfoNCE, source: str | Path) -> bool:

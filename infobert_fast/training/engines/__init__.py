@@ -1,0 +1,1 @@
+"""How a step runs through whatever wraps the model: one file an engine."""

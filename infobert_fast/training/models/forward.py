@@ -1,0 +1,147 @@
+"""A model run on a micro-batch with perturbed word embeddings: what goes in, and the states that come out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from infobert_fast.data.packing import Packing
+from infobert_fast.training.models.feature import Feature, sentence_feature
+from infobert_fast.training.models.packing import PackedEncoder, unpack
+from infobert_fast.training.models.perturbation import WordEmbeddings
+
+__all__ = ["Batch", "LossFunction", "Pass", "PerturbedModel", "own_loss"]
+
+HEADS = ("logits", "start_logits", "end_logits")  # what models for sentences and for answers call their predictions
+# Takes what to call in the model's place and the keyword arguments; returns the loss and the model's outputs.
+LossFunction = Callable[[Callable[..., Any], Mapping[str, Any]], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Args:
+        inputs: the model's own keyword arguments: ``input_ids`` and ``attention_mask`` ``[batch, length]``, labels, ...
+        lengths: tokens of each sentence, known on the host.
+        weight: what the micro-batch counts in its optimisation step; it multiplies every term. 1 / accumulation steps
+            where all micro-batches are of one size.
+        packing: where the encoder stack runs packed.
+    """
+
+    inputs: Mapping[str, Any]
+    lengths: Sequence[int]
+    weight: float = 1.0
+    packing: Packing | None = None
+
+    @property
+    def input_ids(self) -> Tensor:
+        ids: Tensor = self.inputs["input_ids"]
+        return ids
+
+    @property
+    def attention_mask(self) -> Tensor:
+        mask: Tensor = self.inputs["attention_mask"]
+        return mask
+
+
+class Pass(NamedTuple):
+    """What a forward returns: the task loss; ``[batch, length, hidden]`` of the embedding block and of the last layer;
+    the sentence feature ``[batch, hidden]``; the logits by head.
+    """
+
+    task_loss: Tensor
+    embedded: Tensor
+    last_hidden: Tensor
+    sentence: Tensor
+    logits: tuple[Tensor, ...] = ()
+
+
+def own_loss(call: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+    """The loss that the model computes from its labels."""
+    outputs = call(**inputs)
+    return outputs.loss, outputs
+
+
+class PerturbedModel:
+    """A model with a hook on its word embeddings, called as the model is; :meth:`remove` takes the hooks off again.
+
+    Args:
+        model: a model of transformers, bare of what an engine wraps around it, or one that `peft` wraps.
+        feature: what stands for a sentence, see :mod:`infobert_fast.training.models.feature`.
+        loss: how the task loss is computed.
+        packing: prepare the encoder stack for packed rows.
+    """
+
+    def __init__(
+        self, model: nn.Module, feature: Feature = "first", loss: LossFunction = own_loss, *, packing: bool = False
+    ) -> None:
+        self.bare, self.feature, self.loss = model, feature, loss
+        self.words = WordEmbeddings(model)
+        self.packed = PackedEncoder(model) if packing else None
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self.words.remove()
+        if self.packed is not None:
+            self.packed.remove()
+
+    def outputs(self, call: Callable[..., Any], batch: Batch, delta: Tensor | None) -> tuple[Tensor, Any]:
+        """The task loss and the model's outputs, hidden states among them, as the model gives them.
+
+        Args:
+            call: the model, or what wraps it.
+            delta: ``[batch, length, d]``, added to the word embeddings; nothing is added where None.
+
+        Raises:
+            ValueError: for a model that does not return its hidden states.
+        """
+        recorded = _Recorded(call)
+        rows = contextlib.nullcontext() if self.packed is None else self.packed.rows(batch.packing)
+        with self.words.shifted(delta), rows:
+            loss, outputs = self.loss(recorded, batch.inputs)
+        outputs = recorded.outputs if outputs is None else outputs
+        if getattr(outputs, "hidden_states", None) is None:
+            raise ValueError(
+                f"`model` ({type(self.bare).__name__}) returned {_described(outputs)} and no `hidden_states`, from "
+                f"which the regularisers are computed: it must take output_hidden_states=True and return a ModelOutput"
+            )
+        return loss, outputs
+
+    def __call__(self, call: Callable[..., Any], batch: Batch, delta: Tensor | None = None) -> Pass:
+        """As :meth:`outputs`; states and logits in float32 at least."""
+        loss, outputs = self.outputs(call, batch, delta)
+        embedded, last = outputs.hidden_states[0], outputs.hidden_states[-1]
+        if batch.packing is not None:
+            embedded = unpack(batch.packing, embedded)
+        length = batch.input_ids.shape[1]  # some encoders fill their input up to whole blocks
+        embedded, last = _full(embedded[:, :length]), _full(last[:, :length])
+        logits = tuple(_full(outputs[name]) for name in HEADS if name in outputs)
+        return Pass(loss, embedded, last, sentence_feature(last, batch.attention_mask, self.feature), logits)
+
+
+class _Recorded:
+    """Stands in the model's place for a loss function, asks for hidden states and keeps the outputs."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call, self.outputs = call, None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.outputs = self._call(*args, **{**kwargs, "output_hidden_states": True})
+        return self.outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _described(outputs: Any) -> str:
+    return f"a {type(outputs).__name__}" + (f" with {sorted(outputs)}" if isinstance(outputs, Mapping) else "")

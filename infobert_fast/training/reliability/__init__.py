@@ -1,0 +1,1 @@
+"""Whole checkpoints, exact resumption, no step from what is not finite."""

@@ -1,0 +1,1 @@
+"""What one optimisation step computes on a micro-batch."""
