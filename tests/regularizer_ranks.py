@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from infobert_fast import InfoNCE, functional
 from infobert_fast.adversary import FreeLB
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
-from infobert_fast.training.step import Objective, Pass, infobert_step
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.forward import Batch, PerturbedModel
+from infobert_fast.training.steps.infobert import Objective, infobert_step
 
 HIDDEN, LONGEST, CL, CH = 6, 9, 0.3, 0.9
 # Tokens per sentence, and how many sentences each rank has: by world size. One-token sentences have no anchor.
@@ -49,6 +52,23 @@ class Encoder(torch.nn.Module):
         last = self.encode(embedded).tanh()
         afr = anchored(self.critic, embedded, last[:, 0], grad, mask, lengths, pairs_of_ranks)
         return afr, *(bottleneck(embedded, last, mask, lengths) for bottleneck in bottlenecks)
+
+
+class Whole(torch.nn.Module):
+    """The encoder as a step calls a model: from ids, with a loss and hidden states in its outputs."""
+
+    def __init__(self, table, encoder):
+        super().__init__()
+        self.words = torch.nn.Embedding.from_pretrained(table)
+        self.encoder = encoder
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, attention_mask, output_hidden_states):
+        embedded = self.encoder.embed(self.words(input_ids)).tanh()
+        last = self.encoder.encode(embedded + embedded.mean(1, keepdim=True)).tanh()
+        return SequenceClassifierOutput(last[:, 0].square().sum(-1).mean(), hidden_states=(embedded, last))
 
 
 def average(tensors):
@@ -114,25 +134,12 @@ def step(lengths, split, rank, negatives, partners):
     torch.manual_seed(1)
     model = Encoder().double()
 
-    def forward(embeddings):
-        embedded = model.embed(embeddings).tanh()
-        last = model.encode(embedded + embedded.mean(1, keepdim=True)).tanh()
-        return Pass(last[:, 0].square().sum(-1).mean(), embedded, last)
-
     bottleneck = InformationBottleneck("tokens", partners=partners)
     objective = Objective(FreeLB(0.3, adv_steps=2), bottleneck, AnchoredFeature(CL, CH, negatives), model.critic)
     objective.beta, objective.alpha = 0.4, 0.7
-    terms = infobert_step(
-        objective,
-        input_ids=ids[own],
-        attention_mask=mask[own],
-        lengths=lengths[own],
-        word_embeddings=lambda ids: table[ids],
-        forward=forward,
-        backward=lambda loss, last: loss.backward(),
-        seed=0,
-        scale=split[rank] * len(split) / len(lengths),
-    )
+    inputs = {"input_ids": ids[own], "attention_mask": mask[own]}
+    batch = Batch(inputs, lengths[own], weight=split[rank] * len(split) / len(lengths))
+    terms = infobert_step(objective, batch, Runner(PerturbedModel(Whole(table, model))), seed=0).mean
     return {"loss": on_every_rank(terms["loss"]), "gradients": average([p.grad for p in model.parameters()])}
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 
 from infobert_fast.cli import files, main, train
 from infobert_fast.training import run
-from infobert_fast.training.critic import attach_critic, load_without_critic
+from infobert_fast.training.models.critic import attach_critic, load_without_critic
 
 
 def write(path, **settings):

@@ -10,11 +10,14 @@ from collections import Counter
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from infobert_fast import InfoNCE, checks
 from infobert_fast.adversary import FreeLB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
-from infobert_fast.training.step import Objective, Pass, infobert_step
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.forward import Batch, PerturbedModel
+from infobert_fast.training.steps.infobert import Objective, infobert_step
 
 HIDDEN, LENGTHS = 16, [9, 4, 6, 1, 7]
 
@@ -22,13 +25,17 @@ HIDDEN, LENGTHS = 16, [9, 4, 6, 1, 7]
 class Encoder(torch.nn.Module):
     def __init__(self):
         super().__init__()
+        self.words = torch.nn.Embedding(40, HIDDEN)
         self.embed, self.encode = torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.Linear(HIDDEN, HIDDEN)
         self.critic = InfoNCE(HIDDEN, HIDDEN, 12)
 
-    def forward(self, embeddings):
-        embedded = self.embed(embeddings).tanh()
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, attention_mask, output_hidden_states):
+        embedded = self.embed(self.words(input_ids)).tanh()
         last = self.encode(embedded + embedded.mean(1, keepdim=True)).tanh()
-        return Pass(last[:, 0].square().sum(-1).mean(), embedded, last)
+        return SequenceClassifierOutput(last[:, 0].square().sum(-1).mean(), hidden_states=(embedded, last))
 
 
 @pytest.fixture
@@ -38,7 +45,6 @@ def make_step():
     def make(version, negatives, sampling, device="cpu"):
         torch.manual_seed(0)
         model = Encoder().to(device)
-        table = torch.randn(40, HIDDEN, device=device)
         mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(1)).long().to(device)
         ids = torch.randint(40, mask.shape).to(device)
         kind = VERSIONS[version]
@@ -46,19 +52,9 @@ def make_step():
         anchored = AnchoredFeature(0.3, 0.9, negatives) if version in AFR_VERSIONS else None
         objective = Objective(FreeLB(0.3, 0.1, 0.2, 2), bottleneck, anchored, model.critic, beta=0.4, alpha=0.7)
 
-        def step():
-            return infobert_step(
-                objective,
-                input_ids=ids,
-                attention_mask=mask,
-                lengths=LENGTHS,
-                word_embeddings=lambda ids: torch.nn.functional.embedding(ids, table),
-                forward=model,
-                backward=lambda loss, last: loss.backward(),
-                seed=1,
-            )
-
-        return model, objective, step
+        batch = Batch({"input_ids": ids, "attention_mask": mask}, LENGTHS)
+        runner = Runner(PerturbedModel(model))
+        return model, objective, lambda: infobert_step(objective, batch, runner, seed=1)
 
     return make
 

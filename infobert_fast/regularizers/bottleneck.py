@@ -77,20 +77,22 @@ class InformationBottleneck(nn.Module):
         self,
         embedded: Tensor,
         last_hidden: Tensor,
-        sentence: Tensor,
         attention_mask: Tensor,
         lengths: Sequence[int],
         generator: torch.Generator | None = None,
+        *,
+        sentence: Tensor | None = None,
     ) -> Tensor:
         """The bound, a scalar in nats.
 
         Args:
             embedded, last_hidden: ``[batch, length, hidden]``, the embedding block's output and the encoder's.
-            sentence: ``[batch, hidden]``, the sentence feature.
             attention_mask: ``[batch, length]``.
             lengths: tokens per sentence, known on the host.
             generator: draws the partners of ``"sampled"``, on the device of the states.
+            sentence: ``[batch, hidden]``, the sentence feature; the first hidden state where None.
         """
+        sentence = last_hidden[:, 0] if sentence is None else sentence
         if self.kind in ("tokens", "sentence"):
             rows, mask = (embedded, attention_mask) if self.kind == "tokens" else (sentence, None)
             if self.over_ranks:

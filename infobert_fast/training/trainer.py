@@ -153,6 +153,8 @@ class InfoBertTrainer(ReliableTrainer):
         super()._begin_run()
         args = self.args
         args.check()
+        if args.smoothness() is not None:
+            divergence_for(self.model.config)  # refuses several labels at once
         self._release()
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._frozen = args.fixed()

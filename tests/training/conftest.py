@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from infobert_fast import CLUB, InfoBertArguments, InfoBertTrainer, InfoNCE, functional, reference
-from infobert_fast.training.critic import attach_critic
-from infobert_fast.training.encoder import embedded_inputs
-from infobert_fast.training.step import Pass
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.critic import attach_critic
+from infobert_fast.training.models.forward import Batch, PerturbedModel
 
 VOCABULARY, HIDDEN, LONGEST = 60, 32, 24
 
@@ -186,15 +186,25 @@ def assert_close() -> Callable[..., None]:
 
 
 @pytest.fixture
-def plain_forward() -> Callable[..., Callable[[torch.Tensor], Pass]]:
-    """What the trainer hands to ``infobert_step``: the classifier from embeddings."""
+def as_batch() -> Callable[..., Batch]:
+    """A collated batch as a step takes it."""
 
-    def make(model, batch):
-        def forward(embeddings):
-            out = model(**embedded_inputs(model, batch, embeddings), output_hidden_states=True)
-            return Pass(out.loss, out.hidden_states[0], out.hidden_states[-1])
+    def make(inputs, weight=1.0, lengths=None):
+        lengths = inputs["attention_mask"].sum(1).tolist() if lengths is None else lengths
+        return Batch(inputs, lengths, weight)
 
-        return forward
+    return make
+
+
+@pytest.fixture
+def make_runner() -> Callable[..., Runner]:
+    """What the trainer hands to a step, as a script without a trainer would make it; keywords replace its methods."""
+
+    def make(model, **methods):
+        runner = Runner(PerturbedModel(model))
+        for name, method in methods.items():
+            setattr(runner, name, method)
+        return runner
 
     return make
 

@@ -23,8 +23,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
-from infobert_fast.training.critic import attach_critic
-from infobert_fast.training.step import step_seed
+from infobert_fast.training.models.critic import attach_critic
+from infobert_fast.training.steps.infobert import step_seed
 
 BATCH = 4  # sentences of a rank in a micro-batch
 GRADIENT = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # parameters move by minus the gradient
@@ -152,13 +152,8 @@ class Watch(TrainerCallback):
             bert.encoder.layer[0].attention.self.query.register_forward_hook(
                 lambda module, args, out: self.dtypes.add(str(out.dtype))
             ),
-            bert.embeddings.register_forward_pre_hook(
-                lambda module, args, kwargs: (
-                    self.inputs.add(str(kwargs["inputs_embeds"].dtype))
-                    if kwargs.get("inputs_embeds") is not None
-                    else None
-                ),
-                with_kwargs=True,
+            bert.embeddings.token_type_embeddings.register_forward_hook(
+                lambda module, args, out: self.inputs.add(str(out.dtype))
             ),
         ]
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):

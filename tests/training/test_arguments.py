@@ -7,7 +7,7 @@ import transformers
 
 from infobert_fast import InfoBertArguments
 from infobert_fast.training.arguments import OPEN
-from infobert_fast.training.smoothness import R3F, SMART, RDrop, SmoothnessObjective
+from infobert_fast.training.steps.smoothness import R3F, SMART, RDrop, SmoothnessObjective
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
-from infobert_fast.training.critic import attach_critic, load_critic
+from infobert_fast.training.models.critic import attach_critic, load_critic
 
 SETTINGS = {
     "version": 6,

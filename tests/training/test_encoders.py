@@ -6,18 +6,10 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
-from infobert_fast.data.collation import WithLengths
-from infobert_fast.training.encoder import (
-    check_embedded_forward,
-    embedded_inputs,
-    positions_of,
-    within_positions,
-    word_embeddings_of,
-)
+from infobert_fast.training.models.perturbation import WordEmbeddings, positions_of, within_positions
 
 FAMILIES = ["bert", "roberta", "deberta-v2", "electra", "albert", "distilbert", "modernbert"]
 SETTINGS = {"version": 6, "adv_steps": 2, "learning_rate": 0.05, "critic_hidden_dim": 20, "alpha": 0.1, "beta": 1e-3}
@@ -42,11 +34,27 @@ def test_two_steps_train_every_parameter(make_model, make_examples, make_trainer
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ids_and_embeddings_give_the_same_logits(make_model, make_examples, pad, family, attention):
-    model = make_model(family, attention=attention)
-    batch = WithLengths(pad)(make_examples(lengths=[9, 4]))
-    check_embedded_forward(model, batch, tolerance=1e-6)
-    assert model.training
+def test_a_shift_in_place_is_a_shift_of_the_table(make_model, make_examples, pad, family, attention):
+    """One delta for every token of an id: the model whose table holds it gives the same loss, and the same gradient."""
+    model = make_model(family, attention=attention, dtype=torch.float64).eval()
+    batch = pad(make_examples(lengths=[9, 4]))
+    words = WordEmbeddings(model)
+    table = torch.randn(60, words.width, dtype=torch.float64) * 0.1
+    delta = table[batch["input_ids"]].requires_grad_()
+    with words.shifted(delta):
+        shifted = model(**batch).loss
+    (grad,) = torch.autograd.grad(shifted, delta)
+    words.remove()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.get_input_embeddings().weight += table
+    expected = twin(**batch).loss
+    expected.backward()
+    torch.testing.assert_close(shifted, expected, atol=1e-12, rtol=0)
+    summed = torch.zeros_like(table).index_add_(0, batch["input_ids"].flatten(), grad.flatten(0, 1))
+    summed[1] = 0  # the padding's row of a table has no gradient
+    torch.testing.assert_close(summed, twin.get_input_embeddings().weight.grad, atol=1e-12, rtol=0)
+    assert summed.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,41 +72,64 @@ def test_hidden_states_are_those_of_embedding_block_and_encoder(make_model, make
         if type(module).__name__.endswith(("Layer", "EncoderLayer", "TransformerBlock")):
             module.register_forward_pre_hook(before_layer, with_kwargs=True)
     encoder.register_forward_hook(lambda module, args, out: seen.update(last=out.last_hidden_state))
-    inputs = embedded_inputs(model, batch, model.get_input_embeddings()(batch["input_ids"]))
-    states = model(**inputs, output_hidden_states=True).hidden_states
+    states = model(**batch, output_hidden_states=True).hidden_states
     assert len(states) == 3
     assert states[0].shape == states[-1].shape == (2, 9, 32)
     torch.testing.assert_close(states[0], seen["layer"])
     torch.testing.assert_close(states[-1], seen["last"])
 
 
-def test_the_check_leaves_mode_and_random_state(make_model, make_examples, pad):
-    model = make_model()
-    batch = pad(make_examples(2))
-    for training in (True, False):
-        model.train(training)
-        state = torch.get_rng_state()
-        check_embedded_forward(model, batch)
-        assert model.training is training
-        assert torch.equal(torch.get_rng_state(), state)
-        assert all(parameter.grad is None for parameter in model.parameters())
+class Marked(transformers.BertForSequenceClassification):
+    """A model that remembers its forwards, as batch statistics and counters do."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("forwards", torch.zeros(()))
+
+    def forward(self, *args, **kwargs):
+        self.forwards += 1
+        return super().forward(*args, **kwargs)
+
+
+def test_the_first_look_leaves_the_model_as_it_was(make_model, make_examples, make_trainer):
+    """Building a trainer does not run the model; a training of two passes counts two forwards, and no hook stays."""
+    model = Marked(make_model().config)
+    trainer = make_trainer(model, make_examples(4), **SETTINGS)
+    assert model.forwards == 0
+    trainer.train()
+    assert model.forwards == 2
+    assert not model.get_input_embeddings()._forward_hooks
+
+
+def test_the_first_look_leaves_the_random_state(make_model, make_examples, make_trainer, monkeypatch):
+    """The first pass draws the dropout masks that it would draw without it."""
+    found = []
+    for look in (True, False):
+        model = make_model()
+        trainer = make_trainer(model, make_examples(4), version=-1, adv_steps=1, adv_init_mag=0.0)
+        if not look:
+            monkeypatch.setattr("infobert_fast.training.trainer.settle_feature", lambda *args: "first")
+        torch.manual_seed(3)
+        trainer.train()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
 
 
 def test_roberta_positions_skip_padding(make_model, make_examples, pad):
-    """Given explicitly: from embeddings alone RoBERTa counts padding too."""
-    model = make_model("roberta").eval()
+    """The model numbers positions from its own ids."""
+    model = make_model("roberta", dropout=0.0, dtype=torch.float64)
+    words, seen = WordEmbeddings(model), []
+    model.roberta.embeddings.position_embeddings.register_forward_hook(lambda m, args, out: seen.append(args[0]))
     batch = pad(make_examples(lengths=[5, 3]))
-    inputs = embedded_inputs(model, batch, model.get_input_embeddings()(batch["input_ids"]))
-    assert inputs["position_ids"].tolist() == [[2, 3, 4, 5, 6], [2, 3, 4, 1, 1]]
-    assert "input_ids" not in inputs
-    given = {**batch, "position_ids": torch.full((2, 5), 4)}
-    assert embedded_inputs(model, given, inputs["inputs_embeds"])["position_ids"] is given["position_ids"]
+    with words.shifted(words.zeros(batch["input_ids"].shape, torch.device("cpu"))):
+        model(**batch)
+    assert seen[0].tolist() == [[2, 3, 4, 5, 6], [2, 3, 4, 1, 1]]
 
 
 # ---- refusals
 
 
-class Peeking(nn.Module):
+class Reading(nn.Module):
     """A classifier that reads the ids for more than embedding them, as hash embeddings or adapters by token do."""
 
     def __init__(self, inner):
@@ -109,20 +140,36 @@ class Peeking(nn.Module):
     def get_input_embeddings(self):
         return self.inner.get_input_embeddings()
 
-    def forward(self, input_ids=None, inputs_embeds=None, attention_mask=None, labels=None, **kwargs):
-        out = self.inner(input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs)
-        logits = out.logits if input_ids is None else out.logits + self.by_token(input_ids).mean(1)
-        return SequenceClassifierOutput(loss=out.loss, logits=logits, hidden_states=out.hidden_states)
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        out = self.inner(input_ids, attention_mask=attention_mask, **kwargs)
+        logits = out.logits + self.by_token(input_ids).mean(1)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
 
 
-def test_a_model_that_reads_ids_twice_is_refused(make_model, make_examples, make_trainer):
-    trainer = make_trainer(Peeking(make_model()), make_examples(4), version=3)
-    with pytest.raises(ValueError, match=r"`model` \(Peeking\) gives other logits from embeddings than from ids"):
+def test_a_model_that_reads_ids_twice_trains(make_model, make_examples, make_trainer, movement):
+    """It is called with its own inputs, so that it needs not be refused."""
+    model = Reading(make_model())
+    moved = movement(model, make_trainer(model, make_examples(4), version=3).train)
+    assert moved["by_token.weight"].any()
+
+
+class Twice(transformers.BertForSequenceClassification):
+    """Embeds its ids a second time."""
+
+    def forward(self, input_ids=None, **kwargs):
+        self.get_input_embeddings()(input_ids)
+        return super().forward(input_ids, **kwargs)
+
+
+def test_a_model_that_embeds_twice_is_refused(make_model, make_examples, make_trainer):
+    trainer = make_trainer(Twice(make_model().config), make_examples(4), version=3)
+    with pytest.raises(ValueError, match=r"`model` \(Twice\) used its word embeddings 2 times in a forward"):
         trainer.train()
 
 
 def test_a_model_without_input_embeddings_is_refused(make_examples, make_trainer):
-    with pytest.raises(ValueError, match="`model` was a Linear without input embeddings"):
+    with pytest.raises(ValueError, match="`model` was a Linear without word embeddings"):
         make_trainer(nn.Linear(2, 2), make_examples(4))
 
 
@@ -134,8 +181,8 @@ def test_a_model_whose_embeddings_are_nothing_is_refused(embeddings):
                 return None
             raise embeddings
 
-    with pytest.raises(ValueError, match="`model` was a Silent without input embeddings"):
-        word_embeddings_of(Silent())
+    with pytest.raises(ValueError, match="`model` was a Silent without word embeddings"):
+        WordEmbeddings(Silent())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -168,16 +215,29 @@ def test_left_padding_is_refused(make_model, make_examples, make_trainer):
         trainer.train()
 
 
-def test_causal_models_are_refused(make_examples, make_trainer):
+class FirstOfACausal(transformers.GPT2PreTrainedModel):
+    """A decoder whose head reads the first token, which sees nothing."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.transformer = transformers.GPT2Model(config)
+        self.head = nn.Linear(config.n_embd, 3)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.transformer.wte
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **kwargs):
+        states = self.transformer(input_ids, attention_mask=attention_mask, **kwargs)
+        logits = self.head(states.last_hidden_state[:, 0])
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss, logits, states.hidden_states)
+
+
+def test_causal_models_that_read_the_first_token_are_refused(make_examples, make_trainer):
     config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64, num_labels=3)
-    config.pad_token_id = 1
-    model = transformers.GPT2ForSequenceClassification(config)
-    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification.* is causal: its first token sees nothing"):
-        make_trainer(model, make_examples(lengths=[6] * 4))
-    model.config._attn_implementation = "another"  # what cannot run before the first step is looked at there
-    trainer = make_trainer(model, make_examples(lengths=[6] * 4))
-    model.config._attn_implementation = "sdpa"
-    with pytest.raises(ValueError, match=r"is causal"):
+    trainer = make_trainer(FirstOfACausal(config), make_examples(lengths=[6] * 4))
+    with pytest.raises(ValueError, match=r"FirstOfACausal.* is causal: its first token sees nothing"):
         trainer.train()
 
 
@@ -199,44 +259,6 @@ def test_several_gpus_in_one_process_are_refused(monkeypatch, make_model, make_e
     monkeypatch.setattr(InfoBertArguments, "n_gpu", property(lambda self: 4))
     with pytest.raises(ValueError, match=r"4 GPUs are visible to one process.*torchrun --nproc_per_node 4"):
         make_trainer(make_model(), make_examples(4))
-
-
-def test_fsdp_is_refused(monkeypatch, make_model, make_examples, make_trainer):
-    trainer = make_trainer(make_model(), make_examples(4))
-    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    with pytest.raises(ValueError, match=r"`fsdp` is set.*use DDP or DeepSpeed ZeRO-2"):
-        InfoBertTrainer._refuse_unsupported_engines(trainer)
-
-
-class _Reads(TorchDispatchMode):
-    """How often a value is read on the host."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        self.count += torch.Tag.data_dependent_output in function.tags
-        return function(*arguments, **(keywords or {}))
-
-
-@pytest.mark.parametrize("lengths", [[14, 9, 3], [14, 14, 14]], ids=["padded", "full"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "albert", "distilbert", "modernbert"])
-def test_sdpa_masks_made_on_the_host_are_the_encoders_own(make_model, make_examples, pad, gradients, family, lengths):
-    """To the bit, gradients included, and without the one value that transformers reads on the host a forward."""
-    batch = pad(make_examples(lengths=lengths))
-    found, reads = [], []
-    for known in ({}, {"lengths": lengths}):
-        model = make_model(family, dropout=0.0)
-        embeddings = word_embeddings_of(model)(batch["input_ids"])
-        with _Reads() as mode:
-            outputs = model(**embedded_inputs(model, {**batch, **known}, embeddings))
-        outputs.loss.backward()
-        found.append([outputs.logits, *gradients(model).values()])
-        reads.append(mode.count)
-    assert reads[0] > 0
-    assert reads[1] == 0
-    for own, ours in zip(*found, strict=True):
-        assert torch.equal(own, ours)
-    assert any(bool(gradient.any()) for gradient in found[0][1:])
 
 
 @pytest.mark.parametrize(("kind", "reach"), [("roberta", 38), ("bert", 40), ("distilbert", 40), ("modernbert", None)])

@@ -9,7 +9,7 @@ import transformers
 from transformers import TrainerCallback
 
 from infobert_fast import InfoBertTrainer
-from infobert_fast.training.guard import NonfiniteGuard
+from infobert_fast.training.reliability.guard import NonfiniteGuard
 
 SETTINGS = {
     "alpha": 0.3,

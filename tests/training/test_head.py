@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from infobert_fast.data.tasks import NLI, TASKS
-from infobert_fast.training.head import head_order, reorder_head, set_labels
+from infobert_fast.training.models.head import head_order, reorder_head, set_labels
 
 
 def named(*names):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infobert_fast.data.packing import pack_sentences
-from infobert_fast.training.packing import PackedEncoder, unpack
+from infobert_fast.training.models.packing import PackedEncoder, unpack
 
 LENGTHS = [3, 11, 5, 7, 4, 9]
 STRONG = {"alpha": 0.3, "beta": 0.05, "cl": 0.3, "ch": 0.9, "adv_lr": 0.3, "adv_init_mag": 0.5, "critic_hidden_dim": 20}

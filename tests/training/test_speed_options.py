@@ -6,7 +6,7 @@ from torch._dynamo.utils import counters
 
 from infobert_fast import InfoBertArguments
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer
-from infobert_fast.training.terms import TermLog
+from infobert_fast.training.termlog import TermLog
 from infobert_fast.training.throughput import Throughput
 
 STRONG = {"alpha": 0.3, "beta": 0.05, "cl": 0.3, "ch": 0.9, "adv_lr": 0.3, "adv_init_mag": 0.5, "critic_hidden_dim": 20}

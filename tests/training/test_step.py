@@ -11,7 +11,8 @@ import torch
 from infobert_fast import checks, functional
 from infobert_fast.adversary import FreeLB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
-from infobert_fast.training.step import Objective, infobert_step, step_seed
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.steps.infobert import Objective, infobert_step, step_seed
 
 PUBLISHED = {
     "version": 6,
@@ -58,21 +59,14 @@ def objective():
 
 
 @pytest.fixture
-def run_step(plain_forward):
-    """``infobert_step`` on one micro-batch, as a script without a trainer would call it."""
+def run_step(make_runner, as_batch):
+    """``infobert_step`` on one micro-batch, as a script without a trainer would call it; its mean terms."""
 
-    def run(model, batch, objective, *, seed=SEED, scale=1.0, lengths=None, **changes):
-        arguments = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "lengths": batch["attention_mask"].sum(1).tolist() if lengths is None else lengths,
-            "word_embeddings": model.get_input_embeddings(),
-            "forward": plain_forward(model, batch),
-            "backward": lambda loss, last: loss.backward(),
-            "seed": seed,
-            "scale": scale,
-        }
-        return infobert_step(objective, **{**arguments, **changes})
+    def run(model, batch, objective, *, seed=SEED, weight=1.0, lengths=None, runner=None, **methods):
+        runner = make_runner(model, **methods) if runner is None else runner
+        terms = infobert_step(objective, as_batch(batch, weight, lengths), runner, seed)
+        runner.model.remove()
+        return terms.mean
 
     return run
 
@@ -95,7 +89,7 @@ def compare(make_model, make_examples, pad, make_critic, make_club, literal_step
         target = objective(settings, critic, club)
         torch.manual_seed(99)
         measured = [
-            run_step(model, batch, target, seed=seed, scale=1 / accumulation)
+            run_step(model, batch, target, seed=seed, weight=1 / accumulation)
             for batch, seed in zip(batches, seeds, strict=True)
         ]
         torch.manual_seed(99)
@@ -247,7 +241,7 @@ def test_both_regularisers_move_the_encoder(compare):
 
 def test_reported_loss_is_the_sum_of_its_terms(make_model, make_examples, pad, make_critic, run_step, objective):
     model = make_model(dtype=torch.float64)
-    terms = run_step(model, pad(make_examples(4)), objective(PUBLISHED, make_critic(model)), scale=0.25)
+    terms = run_step(model, pad(make_examples(4)), objective(PUBLISHED, make_critic(model)), weight=0.25)
     assert terms.keys() == {"loss", "task_loss", "ib_upper_bound", "afr_lower_bound"}
     assert not any(term.requires_grad for term in terms.values())
     total = terms["task_loss"] + 0.05 * terms["ib_upper_bound"] - 0.3 * terms["afr_lower_bound"]
@@ -275,7 +269,7 @@ def test_backward_is_called_once_a_pass_and_reduction_deferred_but_in_the_last(
         pad(make_examples(4)),
         objective(PUBLISHED, make_critic(model)),
         backward=backward,
-        defer_reduction=defer,
+        deferred=defer,
     )
     assert calls == [(False, True), (False, True), (True, False)]
 
@@ -302,7 +296,7 @@ def test_gradient_scaling_does_not_change_the_gradients(
             model,
             pad(make_examples(4)),
             objective(PUBLISHED, make_critic(model)),
-            scale_gradient=lambda loss, factor=factor: loss * factor,
+            scale=lambda loss, factor=factor: loss * factor,
         )
         found.append(gradients(model))
     assert_close(found[1], found[0], 1e-12)
@@ -311,21 +305,22 @@ def test_gradient_scaling_does_not_change_the_gradients(
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_dropout_repeats_within_a_step_and_not_between_steps(
-    make_model, make_examples, pad, make_critic, run_step, objective, plain_forward, family, attention
+    make_model, make_examples, pad, make_critic, run_step, objective, make_runner, family, attention
 ):
     """With an adversary that never moves, K passes are K identical passes, or dropout differed."""
     model = make_model(family, attention=attention, dropout=0.3)
     batch = pad(make_examples(4))
     still = objective({**PUBLISHED, "adv_lr": 0.0, "adv_init_mag": 0.0}, make_critic(model))
-    forward, seen = plain_forward(model, batch), []
+    seen = []
 
-    def watched(embeddings):
-        out = forward(embeddings)
+    def watched(batch, delta):
+        out = Runner.forward(runner, batch, delta)
         seen.append((out.task_loss.detach(), out.last_hidden.detach()))
         return out
 
     for _ in range(2):
-        run_step(model, batch, still, forward=watched)
+        runner = make_runner(model, forward=watched)
+        run_step(model, batch, still, runner=runner)
     for step in (seen[:3], seen[3:]):
         for loss, hidden in step:
             assert torch.equal(loss, step[0][0])
@@ -392,7 +387,7 @@ def test_no_value_is_read_on_the_host(
     make_critic,
     run_step,
     objective,
-    plain_forward,
+    make_runner,
     version,
     sampling,
     negatives,
@@ -407,14 +402,16 @@ def test_no_value_is_read_on_the_host(
         {**PUBLISHED, "version": version, "ib_sampling": sampling, "negatives": negatives}, make_critic(model)
     )
     run_step(model, batch, target)
-    forward, in_encoder = plain_forward(model, batch), False
+    in_encoder = False
 
-    def encoder(embeddings):
+    def encoder(batch, delta):
         nonlocal in_encoder
         in_encoder = True
-        out = forward(embeddings)
+        out = Runner.forward(runner, batch, delta)
         in_encoder = False
         return out
+
+    runner = make_runner(model, forward=encoder)
 
     def guarded(owner, name):
         original = getattr(owner, name)
@@ -431,7 +428,7 @@ def test_no_value_is_read_on_the_host(
             patch.setattr(torch.Tensor, name, guarded(torch.Tensor, name))
         patch.setattr(torch, "nonzero", guarded(torch, "nonzero"))
         patch.setattr(torch, "masked_select", guarded(torch, "masked_select"))
-        run_step(model, batch, target, lengths=lengths, forward=encoder)
+        run_step(model, batch, target, lengths=lengths, runner=runner)
         with pytest.raises(AssertionError, match="item was called"):  # the guard itself works
             torch.ones(()).item()
 

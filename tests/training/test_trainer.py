@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 
 from infobert_fast import InfoBertTrainer, functional
 from infobert_fast.data.collation import WithLengths
-from infobert_fast.training.step import step_seed
-from infobert_fast.training.terms import TermLog
+from infobert_fast.training.steps.infobert import step_seed
+from infobert_fast.training.termlog import TermLog
 
 # Magnitudes at which every term shows in the gradients.
 STRONG = {"alpha": 0.3, "beta": 0.05, "cl": 0.3, "ch": 0.9, "adv_lr": 0.3, "adv_init_mag": 0.5, "critic_hidden_dim": 20}

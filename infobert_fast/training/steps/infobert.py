@@ -102,7 +102,7 @@ def infobert_step(objective: Objective, batch: Batch, runner: Runner, seed: int)
         states = forward(batch, delta)
         terms, loss = {"task_loss": states.task_loss}, states.task_loss
         if bottleneck is not None:
-            bound = bottleneck(states.embedded, states.last_hidden, states.sentence, mask, lengths, generator)
+            bound = bottleneck(states.embedded, states.last_hidden, mask, lengths, generator, sentence=states.sentence)
             terms["ib_upper_bound"] = bound
             loss = loss + objective.beta * joint.ib_weight * bound
         return states, terms, loss
