@@ -399,5 +399,5 @@ def _for_the_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_model(model: Any) -> None:
     """Refuse, before any work, a model that cannot be perturbed; it is not run."""
-    check_architecture(model)
     WordEmbeddings(model).remove()
+    check_architecture(model)

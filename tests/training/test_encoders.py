@@ -37,7 +37,7 @@ def test_two_steps_train_every_parameter(make_model, make_examples, make_trainer
 def test_a_shift_in_place_is_a_shift_of_the_table(make_model, make_examples, pad, family, attention):
     """One delta for every token of an id: the model whose table holds it gives the same loss, and the same gradient."""
     model = make_model(family, attention=attention, dtype=torch.float64).eval()
-    batch = pad(make_examples(lengths=[9, 4]))
+    batch = pad(make_examples(lengths=[6, 4]))  # ModernBERT's eager gradient is NaN where a window holds padding alone
     words = WordEmbeddings(model)
     table = torch.randn(60, words.width, dtype=torch.float64) * 0.1
     delta = table[batch["input_ids"]].requires_grad_()
@@ -48,11 +48,11 @@ def test_a_shift_in_place_is_a_shift_of_the_table(make_model, make_examples, pad
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.get_input_embeddings().weight += table
+    kept = batch["attention_mask"].unsqueeze(-1)
     expected = twin(**batch).loss
     expected.backward()
     torch.testing.assert_close(shifted, expected, atol=1e-12, rtol=0)
-    summed = torch.zeros_like(table).index_add_(0, batch["input_ids"].flatten(), grad.flatten(0, 1))
-    summed[1] = 0  # the padding's row of a table has no gradient
+    summed = torch.zeros_like(table).index_add_(0, batch["input_ids"].flatten(), (grad * kept).flatten(0, 1))
     torch.testing.assert_close(summed, twin.get_input_embeddings().weight.grad, atol=1e-12, rtol=0)
     assert summed.abs().max() > 1e-4
 
@@ -93,8 +93,8 @@ class Marked(transformers.BertForSequenceClassification):
 
 def test_the_first_look_leaves_the_model_as_it_was(make_model, make_examples, make_trainer):
     """Building a trainer does not run the model; a training of two passes counts two forwards, and no hook stays."""
-    model = Marked(make_model().config)
-    trainer = make_trainer(model, make_examples(4), **SETTINGS)
+    model = Marked(make_model().config).train()
+    trainer = make_trainer(model, make_examples(4), remove_unused_columns=False, **SETTINGS)
     assert model.forwards == 0
     trainer.train()
     assert model.forwards == 2
@@ -163,7 +163,7 @@ class Twice(transformers.BertForSequenceClassification):
 
 
 def test_a_model_that_embeds_twice_is_refused(make_model, make_examples, make_trainer):
-    trainer = make_trainer(Twice(make_model().config), make_examples(4), version=3)
+    trainer = make_trainer(Twice(make_model().config), make_examples(4), version=3, remove_unused_columns=False)
     with pytest.raises(ValueError, match=r"`model` \(Twice\) used its word embeddings 2 times in a forward"):
         trainer.train()
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from infobert_fast.training import checkpoints
+from infobert_fast.training.reliability import checkpoints
 
 SETTINGS = {
     "adv_steps": 2,

@@ -9,7 +9,9 @@ import transformers
 from transformers import TrainerCallback
 
 from infobert_fast import InfoBertTrainer
-from infobert_fast.training.reliability.guard import NonfiniteGuard
+from infobert_fast.training.engines.accelerated import AcceleratedRunner
+from infobert_fast.training.models.forward import PerturbedModel
+from infobert_fast.training.reliability.guard import NonfiniteGuard, mark_nonfinite
 
 SETTINGS = {
     "alpha": 0.3,
@@ -152,12 +154,12 @@ def test_a_finite_run_is_not_changed(make_model, make_examples, make_trainer):
 def test_marking_changes_no_bit():
     for value in (0.1, -1e38, 1e-40, -0.0):
         leaf = torch.tensor(value, requires_grad=True)
-        marked = NonfiniteGuard.mark(leaf * 3)
+        marked = mark_nonfinite(leaf * 3)
         assert torch.equal(marked, leaf * 3)
         assert torch.equal(torch.autograd.grad(marked, leaf)[0], torch.tensor(3.0))
     for value in (math.inf, -math.inf, math.nan):
         leaf = torch.tensor(value, requires_grad=True)
-        assert torch.autograd.grad(NonfiniteGuard.mark(leaf * 3), leaf)[0].isnan()
+        assert torch.autograd.grad(mark_nonfinite(leaf * 3), leaf)[0].isnan()
 
 
 def test_float16_overflows_are_left_to_the_scaler(monkeypatch, make_model, make_examples, make_trainer):
@@ -170,6 +172,7 @@ def test_float16_overflows_are_left_to_the_scaler(monkeypatch, make_model, make_
             return scale[0]
 
     monkeypatch.setattr(trainer.accelerator, "scaler", Scaler())
+    trainer._runner = AcceleratedRunner(PerturbedModel(trainer.model), trainer.model, trainer.accelerator)
     monkeypatch.setattr(transformers.Trainer, "_get_grad_norm", lambda self, model, norm: norm)
     assert trainer._get_grad_norm(None, math.inf) == math.inf
     scale[0] = 0.5

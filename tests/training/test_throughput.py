@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from infobert_fast.training.look import counted_flops
 from infobert_fast.training.throughput import (
     PEAK_TFLOPS,
     ModuleTimer,
     Throughput,
-    linear_flops_per_token,
     peak_tflops_of,
     throughput_line,
 )
@@ -23,10 +23,9 @@ LAYER = 4 * HIDDEN * HIDDEN + 2 * HIDDEN * 48  # weights of a layer that every t
 def test_linear_flops_are_two_a_weight(make_model, make_examples, pad, family):
     """Also where layers share their weights; the head, which sees one token a sentence, is the rest."""
     model, batch = make_model(family), pad(make_examples(lengths=[10, 10, 3]))
-    state = torch.get_rng_state()
-    per_token = linear_flops_per_token(model, batch)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
+    with counted_flops(model) as flops:
+        model(**batch)
+    per_token = sum(flops) / batch["input_ids"].numel()
     projection = 16 * HIDDEN if family in ("electra", "albert") else 0
     head = {"roberta": HIDDEN, "albert": HIDDEN, "bert": HIDDEN, "electra": HIDDEN, "distilbert": HIDDEN}[family]
     expected = 2 * (LAYERS * LAYER + projection) + 2 * (HIDDEN * head + HIDDEN * 3) / 10
@@ -37,7 +36,9 @@ def test_linear_flops_are_two_a_weight(make_model, make_examples, pad, family):
 def test_linear_flops_of_other_encoders(make_model, make_examples, pad, family):
     """At least the layers' own weights; the hooks are gone afterwards."""
     model, batch = make_model(family), pad(make_examples(lengths=[10, 10]))
-    assert linear_flops_per_token(model, batch) > 2 * LAYERS * LAYER
+    with counted_flops(model) as flops:
+        model(**batch)
+    assert sum(flops) / batch["input_ids"].numel() > 2 * LAYERS * LAYER
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, torch.nn.Linear))
 
 
@@ -50,7 +51,7 @@ def test_the_run_is_counted_from_its_second_step(make_model, make_examples, make
     metrics = trainer.train().metrics
     meter = trainer._throughput
     assert (meter._sentences, meter._tokens, meter._computed) == (12, 54, 72)
-    flops = 12 * (meter.per_token * 54 + 4 * LAYERS * HIDDEN * 3 * sum(n * n for n in (3, 4, 5, 6)))
+    flops = 12 * (meter.flops_per_token * 54 + 4 * LAYERS * HIDDEN * 3 * sum(n * n for n in (3, 4, 5, 6)))
     assert meter._flops == pytest.approx(flops)
     assert metrics["padding"] == pytest.approx(1 - 54 / 72)
     assert metrics["examples_per_second"] == pytest.approx(12 / meter._seconds)
