@@ -19,8 +19,10 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from infobert_fast import InfoNCE, functional, reference
 from infobert_fast.adversary import FreeLB
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
-from infobert_fast.training.encoder import embedded_inputs
-from infobert_fast.training.step import Objective, Pass, infobert_step
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.forward import Batch, PerturbedModel
+from infobert_fast.training.models.perturbation import WordEmbeddings
+from infobert_fast.training.steps.infobert import Objective, infobert_step
 
 LAYERS, WIDTH, BATCH, LENGTH = (4, 768, 8, 128) if DEVICE == "cpu" else (24, 1024, 32, 128)
 PASSES, ALPHA, BETA, ADV_LR, ADV_INIT = 3, 5e-3, 5e-3, 4e-2, 8e-2  # the published setting for ANLI
@@ -35,14 +37,19 @@ class Setting(NamedTuple):
     lengths: list[int]
     half: bool
 
-    def run(self, embeddings: Tensor) -> Any:
-        # With lengths, as the trainer has them: without, transformers waits for the device to tell of padding.
-        batch = {**self.batch, "lengths": self.lengths}
+    def call(self, **inputs: Any) -> Any:
         with torch.autocast(DEVICE, torch.bfloat16, enabled=self.half):
-            return self.model(**embedded_inputs(self.model, batch, embeddings), output_hidden_states=True)
+            return self.model(**inputs)
 
-    def embed(self) -> Tensor:
-        return self.model.get_input_embeddings()(self.batch["input_ids"])
+    def run(self, delta: Tensor) -> Any:
+        words = WordEmbeddings(self.model)
+        with words.shifted(delta):
+            outputs = self.call(**self.batch, output_hidden_states=True)
+        words.remove()
+        return outputs
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(*self.batch["input_ids"].shape, self.model.config.hidden_size, device=DEVICE)
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.model.parameters(), *self.critic.parameters()]
@@ -78,11 +85,11 @@ def literal(
     every pair of the critic concatenated, one sampled partner a token for the bottleneck.
     """
     mask, seed = x.batch["attention_mask"], 0
-    delta = functional.freelb_init(x.embed().detach(), mask, ADV_INIT, seed=seed)
+    delta = functional.freelb_init(x.zeros().to(x.model.dtype), mask, ADV_INIT, seed=seed)
     for k in range(PASSES):
         torch.manual_seed(seed)  # the same dropout in all passes
         delta = delta.detach().requires_grad_()
-        outputs = x.run(x.embed() + delta)
+        outputs = x.run(delta)
         h0, z = outputs.hidden_states[0], outputs.hidden_states[-1][:, 0]
         rows = h0.flatten(0, 1)
         if club is None:
@@ -108,30 +115,19 @@ def literal(
 def floor(x: Setting) -> None:
     """What the passes cost before any regulariser: forward, gradient with respect to the input, backward."""
     for _ in range(PASSES):
-        embeddings = x.embed()
-        delta = torch.zeros_like(embeddings).requires_grad_()
-        loss = x.run(embeddings + delta).loss / PASSES
+        delta = x.zeros().to(x.model.dtype).requires_grad_()
+        loss = x.run(delta).loss / PASSES
         torch.autograd.grad(loss, delta, retain_graph=True)
         loss.backward()
 
 
 def step_of(adversary: FreeLB, regularised: bool) -> Callable[[Setting], None]:
     def step(x: Setting) -> None:
-        def forward(embeddings: Tensor) -> Pass:
-            outputs = x.run(embeddings)
-            return Pass(outputs.loss, outputs.hidden_states[0], outputs.hidden_states[-1])
-
+        runner = Runner(PerturbedModel(x.model), x.call)
         modules = (InformationBottleneck("tokens"), AnchoredFeature(), x.critic) if regularised else ()
-        infobert_step(
-            Objective(adversary, *modules, beta=BETA, alpha=ALPHA),
-            input_ids=x.batch["input_ids"],
-            attention_mask=x.batch["attention_mask"],
-            lengths=x.lengths,
-            word_embeddings=x.model.get_input_embeddings(),
-            forward=forward,
-            backward=lambda loss, last: loss.backward(),
-            seed=0,
-        )
+        objective = Objective(adversary, *modules, beta=BETA, alpha=ALPHA)
+        infobert_step(objective, Batch(x.batch, x.lengths), runner, seed=0)
+        runner.model.remove()
 
     return step
 
@@ -213,16 +209,15 @@ def test_parts(measure, real, part):
 
 def parts(x: Setting) -> dict[str, Callable[[], Any]]:
     mask = x.batch["attention_mask"]
-    embeddings = x.embed()
-    delta = functional.freelb_init(embeddings.detach(), mask, ADV_INIT, seed=0).requires_grad_()
-    outputs = x.run(embeddings + delta)
+    delta = functional.freelb_init(x.zeros(), mask, ADV_INIT, seed=0).requires_grad_()
+    outputs = x.run(delta)
     (grad,) = torch.autograd.grad(outputs.loss, delta, retain_graph=True)
     h0 = outputs.hidden_states[0].detach().requires_grad_()
     z = outputs.hidden_states[-1][:, 0].detach().requires_grad_()
     bottleneck, anchored = InformationBottleneck("tokens"), AnchoredFeature()
     leaves = [h0, z, *x.critic.parameters()]
     return {
-        "forward": lambda: x.run(x.embed() + delta),
+        "forward": lambda: x.run(delta),
         "input gradient": lambda: torch.autograd.grad(outputs.loss, delta, retain_graph=True),
         "backward": lambda: outputs.loss.backward(retain_graph=True),
         "bottleneck": lambda: torch.autograd.grad(bottleneck(h0, z, mask, x.lengths), h0),

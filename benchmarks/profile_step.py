@@ -32,8 +32,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from infobert_fast import InfoNCE, functional
 from infobert_fast.adversary import FreeLB
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
-from infobert_fast.training.encoder import embedded_inputs
-from infobert_fast.training.step import Objective, Pass, infobert_step
+from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.forward import Batch, PerturbedModel
+from infobert_fast.training.steps.infobert import Objective, infobert_step
 
 # What a step calls, and the part it belongs to. No part lies within another.
 LABELLED = {
@@ -84,28 +85,19 @@ def make_step(given: argparse.Namespace, regularised: bool) -> Callable[[], Any]
     ids = torch.randint(10, config.vocab_size, shape).to(DEVICE)
     ids = torch.where(mask.bool(), ids, config.pad_token_id)
     labels = torch.zeros(given.batch, dtype=torch.int64).to(DEVICE)
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "lengths": lengths}
+    batch = Batch({"input_ids": ids, "attention_mask": mask, "labels": labels}, lengths)
     regularisers = (InformationBottleneck("tokens"), AnchoredFeature(negatives=given.negatives), critic)
     adversary = FreeLB(4e-2, 8e-2, 0.0, given.adv_steps)
     objective = Objective(adversary, *(regularisers if regularised else ()), beta=5e-3, alpha=5e-3)
 
-    def forward(embeddings: torch.Tensor) -> Pass:
-        outputs = model(**embedded_inputs(model, batch, embeddings), output_hidden_states=True)
-        return Pass(outputs.loss, outputs.hidden_states[0], outputs.hidden_states[-1])
+    runner: Any = Runner(PerturbedModel(model))
+    runner.forward = labelled("forward", runner.forward)
+    runner.backward = labelled("backward", runner.backward)
 
     def step() -> None:
         for parameter in (*model.parameters(), *critic.parameters()):
             parameter.grad = None
-        infobert_step(
-            objective,
-            input_ids=ids,
-            attention_mask=mask,
-            lengths=lengths,
-            word_embeddings=model.get_input_embeddings(),
-            forward=labelled("forward", forward),
-            backward=labelled("backward", lambda loss, last: loss.backward()),
-            seed=0,
-        )
+        infobert_step(objective, batch, runner, seed=0)
 
     return step
 

@@ -7,7 +7,6 @@ A small RoBERTa learns generated sentence pairs, on CPUs in a few minutes. Swap 
 """
 
 import argparse
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +23,10 @@ from infobert_fast.data.collation import WithLengths
 from infobert_fast.data.demo import demo_corpus, demo_tokenizer
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
-from infobert_fast.training.critic import attach_critic
-from infobert_fast.training.encoder import inputs_beside
-from infobert_fast.training.engines import keep_critic_whole, of_deepspeed
-from infobert_fast.training.step import Objective, Pass, infobert_step, step_seed
+from infobert_fast.training.engines.deepspeed import DeepSpeedRunner, keep_critic_whole
+from infobert_fast.training.models.critic import attach_critic
+from infobert_fast.training.models.forward import Batch, PerturbedModel
+from infobert_fast.training.steps.infobert import Objective, infobert_step, step_seed
 
 
 def arguments() -> argparse.Namespace:
@@ -96,34 +95,19 @@ def main() -> None:
         alpha=5e-3,
     )
 
+    micro = 0
+    runner = DeepSpeedRunner(PerturbedModel(model), engine, boundary=lambda: micro == args.accumulation - 1)
     engine.train()
     for step in range(args.steps):
         for micro in range(args.accumulation):
-            batch = {name: v.to(engine.device) if isinstance(v, Tensor) else v for name, v in next(train).items()}
-            beside = {**inputs_beside(model, batch), "output_hidden_states": True}
-
-            def forward(call: Any, embeddings: Tensor, beside: dict[str, Any] = beside) -> Pass:
-                out = call(**beside, inputs_embeds=embeddings)
-                return Pass(out.loss, out.hidden_states[0].float(), out.hidden_states[-1].float())
-
-            through = of_deepspeed(engine, boundary=micro == args.accumulation - 1)
-            terms = infobert_step(
-                objective,
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                lengths=batch["lengths"],
-                word_embeddings=model.get_input_embeddings(),
-                forward=functools.partial(forward, through.model),
-                backward=through.backward,
-                seed=step_seed(0, rank, step, micro),
-                probe=through.probe and functools.partial(forward, through.probe),
-                scale=1 / args.accumulation,
-                scale_gradient=through.scale_gradient,
-            )
-        engine.step()  # clips, too
+            inputs = {name: v.to(engine.device) if isinstance(v, Tensor) else v for name, v in next(train).items()}
+            batch = Batch(inputs, inputs.pop("lengths"), weight=1 / args.accumulation)
+            terms = infobert_step(objective, batch, runner, step_seed(0, rank, step, micro))
+        runner.step()  # clips, too
         if rank == 0 and (step + 1) % 20 == 0:
-            print(f"step {step + 1}: " + ", ".join(f"{name} {float(term):.3f}" for name, term in terms.items()))
+            print(f"step {step + 1}: " + ", ".join(f"{name} {float(term):.3f}" for name, term in terms.mean.items()))
 
+    runner.model.remove()
     engine.eval()
     for name in ("test_clean", "test_adversarial"):
         right = torch.zeros(2, device=engine.device)

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from infobert_fast import InfoBertTrainer
 from infobert_fast.training.engines.accelerated import AcceleratedRunner
 from infobert_fast.training.models.forward import PerturbedModel
-from infobert_fast.training.reliability.guard import NonfiniteGuard, mark_nonfinite
+from infobert_fast.training.reliability.guard import mark_nonfinite
 
 SETTINGS = {
     "alpha": 0.3,
