@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import checks, reference
-from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
-from infobert_fast.functional.once import first_order
+from infobert_fast.kernels.once import first_order
 
 __all__ = ["club", "club_sampled", "gaussian_club", "gaussian_club_sampled", "gaussian_log_likelihood", "sample_rows"]
 
@@ -76,7 +75,9 @@ def club(
     if chosen == "reference":
         return reference.club(y, mask)
     if chosen == "triton":
-        return fused_regularizers.club(rows, flat)
+        from infobert_fast.kernels import club as kernels
+
+        return kernels.club(rows, flat)
     return _Club.apply(rows, _column(flat))
 
 
@@ -108,7 +109,9 @@ def club_sampled(
     if chosen == "reference":
         return reference.club_sampled(y, index, mask)
     if chosen == "triton":
-        return fused_regularizers.club_sampled(rows, index, flat)
+        from infobert_fast.kernels import sampled_club
+
+        return sampled_club.club_sampled(rows, index, flat)
     keep = _column(flat)
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     difference = wide - F.embedding(index, wide)  # not wide[index]: its gradient differs from run to run
