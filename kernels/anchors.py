@@ -12,7 +12,9 @@ with them, infinity stands above every finite number and the largest integer, wh
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .declaration import operator
 from .launch import on_device
 from .operands import accumulator
 
@@ -115,13 +117,23 @@ def rank_kernel(
 NORM_TOKENS, NORM_UNITS, NORM_MASK, RANK_TOKENS, RANK_SENTENCES = 8, 512, 256, 64, 128
 
 
-def select_anchors(grad, attention_mask, cl, ch):
+def _select_fake(grad, attention_mask, cl, ch):
+    return grad.new_empty(attention_mask.shape, dtype=torch.bool)
+
+
+@operator("select_anchors", _select_fake)
+def select_anchors(grad: Tensor, attention_mask: Tensor, cl: float, ch: float) -> Tensor:
     """bool [batch, length]: rank r among a sentence's n tokens has ``ceil(n cl) <= r < ceil(n ch)``."""
     out = torch.empty(attention_mask.shape, device=grad.device, dtype=torch.bool)
     return _choose(grad, attention_mask, cl, ch, out)
 
 
-def anchor_indices(grad, attention_mask, cl, ch, count):
+def _indices_fake(grad, attention_mask, cl, ch, count):
+    return grad.new_empty((count,), dtype=torch.int64)
+
+
+@operator("anchor_indices", _indices_fake)
+def anchor_indices(grad: Tensor, attention_mask: Tensor, cl: float, ch: float, count: int) -> Tensor:
     """The same anchors as int64 [count], ``i length + t``, sentence by sentence by ascending norm.
 
     ``count`` is the sum of ``ceil(n ch) - ceil(n cl)`` over sentences, known where their lengths are: nothing waits.

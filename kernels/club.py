@@ -8,7 +8,9 @@ the others is exact where they share an offset, so that an offset costs no digit
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .declaration import operator
 from .launch import on_device
 from .operands import accumulator
 
@@ -135,7 +137,7 @@ def club_backward_kernel(
 ROWS, UNITS, MASK, RANGES, LEAST_ROWS, BACKWARD_ROWS = 16, 128, 64, 128, 32, 32
 
 
-def club_forward(y, mask):
+def club_forward(y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(bound [], centre [2, d], total [1]) of rows ``y`` [M, d], those with a ``mask`` [M] of zero left out.
 
     ``centre`` holds the first counted row and the mean relative to it, ``total`` how many rows count; no row gives NaN.
@@ -181,3 +183,15 @@ def club_backward(grad, y, mask, centre, total):
             BR=BACKWARD_ROWS, BH=UNITS, MASKED=mask is not None, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return dy
+
+
+def _fake(y, mask):
+    dtype = accumulator(y)
+    return y.new_empty((), dtype=dtype), y.new_empty((2, y.shape[1]), dtype=dtype), y.new_empty((1,), dtype=dtype)
+
+
+def _backward(grads, inputs, results, need):
+    return (club_backward(*grads, *inputs, *results[1:]),)
+
+
+club = operator("club", _fake, _backward)(club_forward)

@@ -11,7 +11,9 @@ so that projecting costs one more reading of delta and none of g. Padding is rea
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .declaration import operator
 from .launch import on_device
 from .operands import accumulator
 
@@ -131,7 +133,14 @@ def ascent_kernel(
 TOKENS, UNITS, PARTS_AT_ONCE = 16, 128, 64
 
 
-def freelb_step(delta, grad, attention_mask, adv_lr, adv_max_norm, norm_type):
+def _fake(delta, grad, attention_mask, adv_lr, adv_max_norm, norm_type):
+    return delta.new_empty(delta.shape)
+
+
+@operator("freelb_step", _fake)
+def freelb_step(
+    delta: Tensor, grad: Tensor, attention_mask: Tensor, adv_lr: float, adv_max_norm: float, norm_type: str
+) -> Tensor:
     """The next delta, contiguous [batch, length, d] in delta's dtype: one ascent per sentence, zero at padding.
 
     ``norm_type`` "l2" scales back to ``adv_max_norm`` (if > 0) per sentence, "linf" clamps each entry to it.

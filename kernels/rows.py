@@ -7,7 +7,9 @@ anchors, a row's gradient is one row of the output's or zero; otherwise the rows
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .declaration import operator
 from .launch import on_device
 from .mask_sums import segment_sum
 from .operands import accumulator
@@ -57,3 +59,18 @@ def scatter_rows(grad, index, like, distinct):
             grad, inverse, out, *grad.stride(), n_rows, n_units, BR=ROWS, BH=UNITS, num_warps=4, enable_fp_fusion=True
         )
     return out
+
+
+def _fake(x, index, distinct):
+    return x.new_empty((index.shape[0], x.shape[1]))
+
+
+def _backward(grads, inputs, results, need):
+    (grad,), (x, index, distinct) = grads, inputs
+    return (scatter_rows(grad, index, x, distinct),)
+
+
+@operator("take_rows", _fake, _backward)
+def take_rows(x: Tensor, index: Tensor, distinct: bool) -> Tensor:
+    """``x[index]`` with the gradient of ``scatter_rows``."""
+    return x.index_select(0, index)

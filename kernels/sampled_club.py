@@ -8,8 +8,10 @@ The rows that chose m as their partner are found by a stable sort of the partner
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .club import counted
+from .declaration import operator
 from .launch import on_device
 from .operands import accumulator
 
@@ -82,7 +84,7 @@ def sampled_backward_kernel(
 ROWS, UNITS, LEAST_ROWS, RANGES, PARTS, ROW_UNITS = 8, 256, 16, 1024, 256, 1024
 
 
-def sampled_club_forward(y, partner, mask):
+def sampled_club_forward(y: Tensor, partner: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(bound [], total [1]) of rows ``y`` [M, d] and partners int64 [M]; rows with a ``mask`` [M] of zero do not count.
 
     No counted row gives NaN.
@@ -120,3 +122,14 @@ def sampled_club_backward(grad, y, partner, mask, total):
             BH=units, MASKED=mask is not None, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return dy
+
+
+def _fake(y, partner, mask):
+    return y.new_empty((), dtype=accumulator(y)), y.new_empty((1,), dtype=accumulator(y))
+
+
+def _backward(grads, inputs, results, need):
+    return (sampled_club_backward(*grads, *inputs, results[1]),)
+
+
+club_sampled = operator("club_sampled", _fake, _backward)(sampled_club_forward)

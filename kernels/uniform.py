@@ -9,7 +9,9 @@ the batch's order nor its padding, on whichever side, changes a sentence's start
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .declaration import operator
 from .launch import on_device
 
 
@@ -62,7 +64,15 @@ def start_kernel(
 TOKENS, QUADS, MASK = 8, 64, 256
 
 
-def freelb_start(attention_mask, sentence_ids, units, magnitude, norm_type, seed, dtype):
+def _fake(attention_mask, sentence_ids, units, magnitude, norm_type, seed, dtype):
+    return attention_mask.new_empty((*attention_mask.shape, units), dtype=dtype)
+
+
+@operator("freelb_start", _fake)
+def freelb_start(
+    attention_mask: Tensor, sentence_ids: Tensor | None, units: int, magnitude: float, norm_type: str, seed: int,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     """``[batch, length, units]`` in ``dtype``: l2 ``U(-1, 1) magnitude / sqrt(len_i units)``, linf ``U(-1, 1)
     magnitude``, zero at padding. ``sentence_ids`` int64 [batch], the batch's order where None; ``seed`` of 64 bits.
     """

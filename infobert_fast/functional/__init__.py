@@ -15,22 +15,21 @@ Bounds are in nats. Half-precision inputs are accumulated in float32 and the bou
 """
 
 from infobert_fast.functional.anchors import anchor_counts, anchor_indices, select_anchors
+from infobert_fast.functional.club import club, club_sampled, sample_rows
 from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj
-from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
-from infobert_fast.functional.pairwise import PRECISIONS, Precision, pairwise_mlp_logsumexp
-from infobert_fast.functional.perturbation import NORM_TYPES, NormType, freelb_init, freelb_step
-from infobert_fast.functional.ranks import club_over_ranks, exchange, gather_rows, mean_over_ranks
-from infobert_fast.functional.rows import take_rows
-from infobert_fast.functional.separable import SEPARABLE_CRITICS, SeparableCritic, separable_info_nce
-from infobert_fast.functional.upper_bounds import (
-    club,
-    club_sampled,
+from infobert_fast.functional.freelb import NORM_TYPES, NormType, freelb_init, freelb_step
+from infobert_fast.functional.gaussian import (
     gaussian_club,
     gaussian_club_sampled,
     gaussian_log_likelihood,
-    sample_rows,
+    leave_one_out,
+    variational_upper_bound,
 )
-from infobert_fast.functional.variational import leave_one_out, variational_upper_bound
+from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation
+from infobert_fast.functional.pairwise import PRECISIONS, Precision, pairwise_mlp_logsumexp
+from infobert_fast.functional.ranks import club_over_ranks, exchange, gather_rows, mean_over_ranks
+from infobert_fast.functional.rows import take_rows
+from infobert_fast.functional.separable import SEPARABLE_CRITICS, SeparableCritic, separable_info_nce
 
 __all__ = [
     "IMPLEMENTATIONS",

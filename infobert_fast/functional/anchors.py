@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from infobert_fast import checks, reference
-from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
 
 __all__ = ["anchor_counts", "anchor_indices", "select_anchors"]
@@ -50,7 +49,9 @@ def select_anchors(
     if chosen == "reference":
         return reference.select_anchors(grad, attention_mask, cl, ch)
     if chosen == "triton":
-        return fused_regularizers.select_anchors(grad, attention_mask, cl, ch)
+        from infobert_fast.kernels import anchors as kernels
+
+        return kernels.select_anchors(grad, attention_mask, cl, ch)
     order = _ascending(grad, attention_mask)
     n = attention_mask.bool().sum(dim=1, keepdim=True).to(torch.float64)
     rank = torch.arange(order.shape[1], device=order.device)
@@ -92,8 +93,10 @@ def anchor_indices(
             f"`lengths` was {list(lengths)}; `attention_mask` counts {attention_mask.bool().sum(1).tolist()} tokens"
         )
     if chosen == "triton":
+        from infobert_fast.kernels import anchors as kernels
+
         count = sum(math.ceil(n * ch) - math.ceil(n * cl) for n in lengths)
-        return fused_regularizers.anchor_indices(grad, attention_mask, cl, ch, int(count))
+        return kernels.anchor_indices(grad, attention_mask, cl, ch, int(count))
     starts, counts = anchor_counts(lengths, cl, ch)
     sentence = np.repeat(np.arange(batch), counts)
     within = np.arange(len(sentence)) - np.repeat(np.cumsum(counts) - counts, counts)

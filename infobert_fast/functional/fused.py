@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infobert_fast.functional.once import first_order
+from infobert_fast.kernels.once import first_order
 
 __all__ = ["info_nce", "is_short", "pairwise_mlp_logsumexp"]
 

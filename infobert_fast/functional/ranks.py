@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from infobert_fast.functional.once import first_order
+from infobert_fast.kernels.once import first_order
 
 __all__ = ["club_over_ranks", "exchange", "gather_rows", "mean_over_ranks"]
 

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import checks
-from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
 
 __all__ = ["take_rows"]
@@ -43,4 +42,8 @@ def take_rows(
     chosen = choose(implementation, rows, kernel=True)
     if chosen == "reference":
         return rows[index]
-    return fused_regularizers.take_rows(rows, index, distinct) if chosen == "triton" else F.embedding(index, rows)
+    if chosen == "torch":
+        return F.embedding(index, rows)
+    from infobert_fast.kernels import rows as kernels
+
+    return kernels.take_rows(rows, index, distinct)

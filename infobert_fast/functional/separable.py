@@ -11,8 +11,8 @@ from torch import Tensor
 from infobert_fast import checks, reference
 from infobert_fast.functional import dot_blocks
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation, choose
-from infobert_fast.functional.once import first_order
 from infobert_fast.functional.pairwise import count_pairs, gather
+from infobert_fast.kernels.once import first_order
 
 __all__ = ["SEPARABLE_CRITICS", "SeparableCritic", "separable_info_nce"]
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast.functional.compiled import VECTOR, Compiled
-from infobert_fast.functional.once import first_order
+from infobert_fast.kernels.once import first_order
 
 __all__ = ["pairwise_mlp_logsumexp"]
 

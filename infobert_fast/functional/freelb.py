@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from infobert_fast import checks, reference
-from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
 from infobert_fast.functional.uniform import counter_uniform
 
@@ -82,9 +81,9 @@ def freelb_init(
     if seed is not None:
         seed = (seed + 2**63) % 2**64 - 2**63  # the same 64 bits, within int64
         if chosen == "triton":
-            return fused_regularizers.freelb_start(
-                attention_mask, sentence_ids, width, adv_init_mag, norm_type, seed, dtype
-            )
+            from infobert_fast.kernels import uniform
+
+            return uniform.freelb_start(attention_mask, sentence_ids, width, adv_init_mag, norm_type, seed, dtype)
         delta = counter_uniform(attention_mask, sentence_ids, width, seed).to(dtype)
     else:
         delta = torch.empty(embeddings.shape, dtype=dtype, device=embeddings.device)
@@ -140,9 +139,9 @@ def freelb_step(
     if chosen == "reference":
         return reference.freelb_step(delta, grad, attention_mask, adv_lr, adv_max_norm, norm_type)
     if chosen == "triton":
-        return fused_regularizers.freelb_step(
-            delta.detach(), grad.detach(), attention_mask, adv_lr, adv_max_norm, norm_type
-        )
+        from infobert_fast.kernels import freelb
+
+        return freelb.freelb_step(delta.detach(), grad.detach(), attention_mask, adv_lr, adv_max_norm, norm_type)
     keep = attention_mask.bool().unsqueeze(-1)
     order = 2.0 if norm_type == "l2" else math.inf
     with torch.no_grad():

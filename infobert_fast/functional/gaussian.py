@@ -1,17 +1,56 @@
-"""Upper bounds with a learned Gaussian conditional: leave-one-out in linear memory, variational in closed form."""
+"""Upper bounds with a learned Gaussian conditional: CLUB and the variational bound in closed form, leave-one-out in
+linear memory."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from infobert_fast import checks, reference
 from infobert_fast.functional.streaming import block_elements
-from infobert_fast.functional.upper_bounds import gaussian_rows
 
-__all__ = ["leave_one_out", "variational_upper_bound"]
+__all__ = [
+    "gaussian_club",
+    "gaussian_club_sampled",
+    "gaussian_log_likelihood",
+    "leave_one_out",
+    "variational_upper_bound",
+]
+
+
+def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """Log-likelihood, up to constants, of ``q(y | x) = N(mu, e^logvar)``: ``mean_n sum_d [ -(mu - y)^2 / e^logvar -
+    logvar ]``.
+
+    All ``[N, d]``. Source: CLUB's ``loglikeli``; maximised by the learned bound's own optimiser.
+    """
+    return reference.gaussian_log_likelihood(*_rows(mu, logvar, y))
+
+
+def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """Learned CLUB, sampled: ``mean_n sum_d [ (mu_n - y_index[n])^2 - (mu_n - y_n)^2 ] / (2 e^logvar_n)``. All ``[N,
+    d]``.
+    """
+    mu, logvar, y = _rows(mu, logvar, y)
+    checks.index("index", index, y.shape[0], "y", y.device)
+    if index.shape[0] != y.shape[0]:
+        raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {y.shape[0]} rows; give one for each row")
+    return (((mu - F.embedding(index, y)).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
+
+
+def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
+    """Learned CLUB over all pairs in O(N d), by ``mean_j (y_j - mu_i)^2 = Var(y) + (mean(y) - mu_i)^2`` per dimension.
+
+    The expanded form ``E[y^2] - 2 mu E[y] + mu^2`` cancels where y has an offset; this one does not.
+    """
+    mu, logvar, y = _rows(mu, logvar, y)
+    mean = y.mean(0)
+    spread = (y - mean).square().mean(0)
+    return ((spread + (mean - mu).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
 
 
 def leave_one_out(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
@@ -33,7 +72,7 @@ def leave_one_out(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
 
     Source: Poole et al. 2019; Cheng et al. 2020 (CLUB), "L1Out".
     """
-    mu, logvar, y = gaussian_rows(mu, logvar, y)
+    mu, logvar, y = _rows(mu, logvar, y)
     n, width = y.shape
     if n < 2:
         raise ValueError("`y` holds 1 row; leaving it out leaves none: give at least two samples")
@@ -70,5 +109,15 @@ def variational_upper_bound(mu: Tensor, logvar: Tensor) -> Tensor:
 
     Source: Alemi et al. 2017; Cheng et al. 2020 (CLUB), "VUB".
     """
-    mu, logvar, _ = gaussian_rows(mu, logvar, mu)
+    mu, logvar, _ = _rows(mu, logvar, mu)
     return (mu.square() + torch.expm1(logvar) - logvar).sum(1).mean() / 2
+
+
+def _rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three ``[N, d]`` of one dtype, float32 at least: under autocast q's output is half precision and y may not be."""
+    checks.matrix("y", y)
+    for name, value in (("mu", mu), ("logvar", logvar)):
+        if value.shape != y.shape:
+            raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be that of `y`, {list(y.shape)}")
+    wide = torch.promote_types(torch.promote_types(mu.dtype, y.dtype), torch.float32)
+    return mu.to(wide), logvar.to(wide), y.to(wide)

@@ -1,4 +1,4 @@
-"""CLUB upper bounds: the parameter-free form in closed form and sampled, and the learned Gaussian form."""
+"""CLUB without a network, in closed form over all pairs and sampled."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import checks, reference
-from infobert_fast.functional import fused_regularizers
 from infobert_fast.functional.implementation import Implementation, choose
-from infobert_fast.functional.once import first_order
+from infobert_fast.kernels.once import first_order
 
-__all__ = ["club", "club_sampled", "gaussian_club", "gaussian_club_sampled", "gaussian_log_likelihood", "sample_rows"]
+__all__ = ["club", "club_sampled", "sample_rows"]
 
 
 class _Club(torch.autograd.Function):
@@ -76,7 +75,9 @@ def club(
     if chosen == "reference":
         return reference.club(y, mask)
     if chosen == "triton":
-        return fused_regularizers.club(rows, flat)
+        from infobert_fast.kernels import club as kernels
+
+        return kernels.club(rows, flat)
     return _Club.apply(rows, _column(flat))
 
 
@@ -108,7 +109,9 @@ def club_sampled(
     if chosen == "reference":
         return reference.club_sampled(y, index, mask)
     if chosen == "triton":
-        return fused_regularizers.club_sampled(rows, index, flat)
+        from infobert_fast.kernels import sampled_club
+
+        return sampled_club.club_sampled(rows, index, flat)
     keep = _column(flat)
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
     difference = wide - F.embedding(index, wide)  # not wide[index]: its gradient differs from run to run
@@ -127,47 +130,6 @@ def sample_rows(mask: Tensor, generator: torch.Generator | None = None) -> Tenso
     true_rows = torch.argsort(~flat, stable=True)
     uniform = torch.rand(flat.shape, device=flat.device, dtype=torch.float64, generator=generator)
     return true_rows[(uniform * flat.sum()).to(torch.int64)]
-
-
-def gaussian_log_likelihood(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
-    """Log-likelihood, up to constants, of ``q(y | x) = N(mu, e^logvar)``: ``mean_n sum_d [ -(mu - y)^2 / e^logvar -
-    logvar ]``.
-
-    All ``[N, d]``. Source: CLUB's ``loglikeli``; maximised by the learned bound's own optimiser.
-    """
-    return reference.gaussian_log_likelihood(*gaussian_rows(mu, logvar, y))
-
-
-def gaussian_club_sampled(mu: Tensor, logvar: Tensor, y: Tensor, index: Tensor) -> Tensor:
-    """Learned CLUB, sampled: ``mean_n sum_d [ (mu_n - y_index[n])^2 - (mu_n - y_n)^2 ] / (2 e^logvar_n)``. All ``[N,
-    d]``.
-    """
-    mu, logvar, y = gaussian_rows(mu, logvar, y)
-    checks.index("index", index, y.shape[0], "y", y.device)
-    if index.shape[0] != y.shape[0]:
-        raise ValueError(f"`index` holds {index.shape[0]} entries and `y` {y.shape[0]} rows; give one for each row")
-    return (((mu - F.embedding(index, y)).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
-
-
-def gaussian_club(mu: Tensor, logvar: Tensor, y: Tensor) -> Tensor:
-    """Learned CLUB over all pairs in O(N d), by ``mean_j (y_j - mu_i)^2 = Var(y) + (mean(y) - mu_i)^2`` per dimension.
-
-    The expanded form ``E[y^2] - 2 mu E[y] + mu^2`` cancels where y has an offset; this one does not.
-    """
-    mu, logvar, y = gaussian_rows(mu, logvar, y)
-    mean = y.mean(0)
-    spread = (y - mean).square().mean(0)
-    return ((spread + (mean - mu).square() - (mu - y).square()) / (2 * logvar.exp())).sum(-1).mean()
-
-
-def gaussian_rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Three ``[N, d]`` of one dtype, float32 at least: under autocast q's output is half precision and y may not be."""
-    checks.matrix("y", y)
-    for name, value in (("mu", mu), ("logvar", logvar)):
-        if value.shape != y.shape:
-            raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be that of `y`, {list(y.shape)}")
-    wide = torch.promote_types(torch.promote_types(mu.dtype, y.dtype), torch.float32)
-    return mu.to(wide), logvar.to(wide), y.to(wide)
 
 
 def _rows(y: Tensor, mask: Tensor | None, validate: bool | None) -> tuple[Tensor, Tensor | None]:

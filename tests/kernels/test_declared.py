@@ -1,10 +1,15 @@
 """The registered operators around the critic: schema, fakes with the true strides, autograd, one graph."""
 
+import importlib
+
 import pytest
 import torch
 
 from infobert_fast import functional
-from infobert_fast.kernels import regularizer_operators as operators
+
+for kernels in ("anchors", "club", "freelb", "rows", "sampled_club", "uniform"):
+    importlib.import_module(f"infobert_fast.kernels.{kernels}")  # which registers its operators
+operators = torch.ops.infobert_fast
 
 ROWS = [True, True, False, True, True, False, True]
 
@@ -20,25 +25,28 @@ def inputs(device, dtype=torch.float32):
 
 def test_opcheck(device):
     grad, mask, rows, keep, index = inputs(device)
-    check = torch.library.opcheck
-    check(operators.select_anchors, (grad, mask, 0.2, 0.9))
-    check(operators.anchor_indices, (grad, mask, 0.2, 0.9, 7))
+
+    def check(name, *arguments):
+        torch.library.opcheck(getattr(operators, name).default, arguments)
+
+    check("select_anchors", grad, mask, 0.2, 0.9)
+    check("anchor_indices", grad, mask, 0.2, 0.9, 7)
     for m in (None, keep):
-        check(operators.exact_club, (rows, m))
-        check(operators.club_sampled, (rows, index, m))
+        check("club", rows, m)
+        check("club_sampled", rows, index, m)
         with torch.no_grad():
-            bound, *kept = operators.exact_club(rows, m)
-            check(operators.exact_club_backward, (bound, rows.detach(), m, *kept))
-            bound, total = operators.club_sampled(rows, index, m)
-            check(operators.club_sampled_backward, (bound, rows.detach(), index, m, total))
+            kept = operators.club(rows, m)
+            check("club_backward", kept[0], rows.detach(), m, *kept, [True])
+            kept = operators.club_sampled(rows, index, m)
+            check("club_sampled_backward", kept[0], rows.detach(), index, m, *kept, [True])
     for distinct, chosen in ((True, index[[0, 1, 2, 4, 6]]), (False, index)):
-        check(operators.take_rows, (rows, chosen, distinct))
+        check("take_rows", rows, chosen, distinct)
         gathered = rows.detach()[chosen]
-        check(operators.scatter_rows, (gathered, chosen, rows.detach(), distinct))
+        check("take_rows_backward", gathered, rows.detach(), chosen, distinct, gathered, [True])
     for ids in (None, torch.tensor([4, 2, 9], device=device)):
-        check(operators.freelb_start, (mask, ids, 6, 0.1, "l2", 7, torch.float32))
+        check("freelb_start", mask, ids, 6, 0.1, "l2", 7, torch.float32)
     for norm_type in ("l2", "linf"):
-        check(operators.freelb_step, (grad, grad, mask, 0.1, 0.5, norm_type))
+        check("freelb_step", grad, grad, mask, 0.1, 0.5, norm_type)
 
 
 def test_gradcheck(device):
@@ -46,7 +54,7 @@ def test_gradcheck(device):
         pytest.skip("float64 runs under the interpreter only")
     _, _, rows, keep, index = inputs(device, torch.float64)
     for function in (
-        lambda y: operators.exact_club(y, keep)[0],
+        lambda y: operators.club(y, keep)[0],
         lambda y: operators.club_sampled(y, index, keep)[0],
         lambda y: operators.take_rows(y, index, False),
         lambda y: operators.take_rows(y, index[[1, 0, 4]], True),
