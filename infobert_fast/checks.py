@@ -100,6 +100,11 @@ def matrix(name: str, value: Tensor, *, width: int | None = None, like: tuple[st
         raise TypeError(f"`{name}` was a {type(value).__name__}; it must be a torch.Tensor")
     if not value.is_floating_point():
         raise TypeError(f"`{name}` has dtype {value.dtype}; it must be a floating dtype: call `.float()` on it")
+    if value.dim() == 1:
+        raise ValueError(
+            f"`{name}` has shape {list(value.shape)}; it must be a matrix [rows, width]: call "
+            f"`.unsqueeze(1)` on it, where each row is one number"
+        )
     if value.dim() != 2:
         raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be a matrix [rows, width]: flatten it first")
     if width is not None and value.shape[1] != width:

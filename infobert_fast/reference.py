@@ -158,7 +158,7 @@ def separable_info_nce(
     x = local if local_index is None else local[local_index]
     y = global_ if pair_index is None else global_[pair_index]
     if critic == "cosine":
-        x, y = x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True)
+        x, y = (t / t.norm(dim=1, keepdim=True).where((t != 0).any(1, keepdim=True), math.inf) for t in (x, y))
     elif critic == "bilinear":
         assert weight is not None
         x = x @ weight

@@ -20,7 +20,7 @@ from .operands import accumulator
 
 
 # a batch has its own length and number of anchors: not specialised, or their factors would mean a compilation
-@triton.jit(do_not_specialize=["n_tokens", "n_out"])
+@triton.jit(do_not_specialize=["mask_sentence", "n_tokens", "n_out"])
 def norm_kernel(
     grad_ptr, mask_ptr, key_ptr, count_ptr, out_ptr,
     grad_sentence, grad_token, grad_unit, mask_sentence, mask_token, n_tokens, n_units, n_out,

@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 
 from .chunks import chunk_gradient, chunk_scores, gradient_tile, padded, source_rows
-from .launch import on_device
+from .launch import near_units, on_device
 from .mask_sums import segment_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_c", "n_pairs"], do_not_specialize_on_alignment=["local_ptr", "pair_ptr"])
 def chunk_bound_kernel(
     a_ptr, b_ptr, local_ptr, pair_ptr, w_ptr, b2_ptr, bound_ptr, g_ptr, da_ptr, db_ptr, dw_ptr, db2_ptr,
     a_row, a_unit, b_row, b_unit, H, n_c, n_pairs,
@@ -89,7 +89,9 @@ def column_sum(x_ptr, n, H, o_h, BP: tl.constexpr, BH: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["n_rows", "n_pairs", "n_chunks", "n_parts"], do_not_specialize_on_alignment=["index_ptr"]
+)
 def gather_parts_kernel(
     bounds_ptr, db2_parts_ptr, dw_parts_ptr, pairs_ptr, index_ptr, bound_ptr, db_ptr, dw_ptr, db2_ptr,
     n_rows, n_pairs, n_chunks, n_parts, H,
@@ -129,6 +131,7 @@ def chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, need):
     ``a`` [M, H], ``b`` [B, H], ``w2`` [H], ``b2`` [1] share fp32 (fp64 under the interpreter) and may be strided. Rows
     that an index repeats receive the sum over their pairs, in the pairs' order. Two runs give the same bits.
     """
+    a, b = near_units(a), near_units(b)
     w2, local_index, pair_index = (x if x is None else x.contiguous() for x in (w2, local_index, pair_index))
     n_pairs = a.shape[0] if local_index is None else local_index.shape[0]
     H, count, C = a.shape[1], triton.cdiv(n_pairs, chunk_size), padded(chunk_size)
@@ -139,19 +142,20 @@ def chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, need):
     def fresh(*shape):
         return torch.empty(shape, device=a.device, dtype=a.dtype)
 
-    bound, db2, partial, dw_parts = fresh(1), fresh(1), fresh(2, count), fresh(need_w * count * parts, H)
+    bound, db2, dw_parts = fresh(1), fresh(1), fresh(need_w * count * parts, H)
+    bounds, db2_parts = fresh(count), fresh(count)  # two: half of one would be aligned for some counts alone
     dw, da, db = fresh(need_w * H), fresh(need_a * n_pairs, H), fresh(need_b * n_pairs, H)
     scanned = b.shape[0] if need_b and pair_index is not None and b.shape[0] <= FEW_ROWS else 0
     db_rows = fresh(scanned, H)
     with on_device(a):
         chunk_bound_kernel[(count, parts)](
-            a, b, local_index, pair_index, w2, b2, partial[0], fresh(count * parts, C, C), da, db, dw_parts, partial[1],
+            a, b, local_index, pair_index, w2, b2, bounds, fresh(count * parts, C, C), da, db, dw_parts, db2_parts,
             *a.stride(), *b.stride(), H, chunk_size, n_pairs,
             C=C, BS=SCORE_UNITS, BR=rows, BH=units, LOCAL=local_index is not None, PAIR=pair_index is not None,
             NEED_A=need_a, NEED_B=need_b, NEED_W=need_w, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
         gather_parts_kernel[(scanned + 1, triton.cdiv(H, GATHER_UNITS))](
-            partial[0], partial[1], dw_parts, db, pair_index, bound, db_rows, dw, db2,
+            bounds, db2_parts, dw_parts, db, pair_index, bound, db_rows, dw, db2,
             scanned, n_pairs, count, count * parts, H,
             BP=GATHER_PAIRS, BH=GATHER_UNITS, NEED_W=need_w, SCANNED=scanned > 0, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip

@@ -93,13 +93,13 @@ def chunk_gradient(
         if NEED_X:
             w = tl.load(w_ptr + o_h, mask=m_h, other=0.0).to(dtype)
             tl.store(
-                dx_ptr + first * H + (o_r[:, None] * H + o_h[None, :]),
+                dx_ptr + (first + block * BR) * H + (tl.arange(0, BR)[:, None] * H + o_h[None, :]),
                 total * w[None, :],
                 mask=(o_r < n)[:, None] & m_h[None, :],
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_c", "n_pairs"], do_not_specialize_on_alignment=["local_ptr", "pair_ptr"])
 def chunk_forward_kernel(
     a_ptr, b_ptr, local_ptr, pair_ptr, w_ptr, b2_ptr, lse_ptr, soft_ptr,
     a_row, a_unit, b_row, b_unit, H, n_c, n_pairs,
@@ -121,7 +121,7 @@ def chunk_forward_kernel(
     tl.store(soft_ptr + chunk * C * C + o_i[:, None] * C + o_j[None, :], soft)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_c", "n_pairs"], do_not_specialize_on_alignment=["local_ptr", "pair_ptr"])
 def chunk_backward_kernel(
     a_ptr, b_ptr, local_ptr, pair_ptr, w_ptr, grad_ptr, soft_ptr, g_ptr, da_ptr, db_ptr, dw_ptr,
     a_row, a_unit, b_row, b_unit, H, n_c, n_pairs,

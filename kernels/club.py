@@ -72,7 +72,7 @@ def moments_kernel(
     mean -= middle[None, :]
     squares = tl.where(m_h[None, :], square + mean * mean * n[:, None], 0.0)
     tl.store(mean_ptr + i_range.to(tl.int64) * n_units + o_h, middle, mask=m_h)
-    tl.store(square_ptr + i_range * tl.num_programs(1) + i_tile, tl.sum(tl.sum(squares, 1), 0))
+    tl.store(square_ptr + i_range.to(tl.int64) * tl.num_programs(1) + i_tile, tl.sum(tl.sum(squares, 1), 0))
     if i_tile == 0:
         tl.store(count_ptr + i_range, total)
     if i_range == 0:
@@ -92,7 +92,7 @@ def merge_moments_kernel(
     n = tl.zeros([BR], dtype=dtype)
     weighted = tl.zeros([BR, BH], dtype=dtype)
     for r in range(0, n_ranges, BR):
-        o_r = r + tl.arange(0, BR)
+        o_r = (r + tl.arange(0, BR)).to(tl.int64)
         n_r = tl.load(count_ptr + o_r, mask=o_r < n_ranges, other=0.0)
         m = (o_r < n_ranges)[:, None] & m_h[None, :]
         n += n_r
@@ -101,7 +101,7 @@ def merge_moments_kernel(
     mean = tl.sum(weighted, 0) / total
     square = tl.zeros([BR], dtype=dtype)
     for r in range(0, n_ranges, BR):
-        o_r = r + tl.arange(0, BR)
+        o_r = (r + tl.arange(0, BR)).to(tl.int64)
         n_r = tl.load(count_ptr + o_r, mask=o_r < n_ranges, other=0.0)
         m = (o_r < n_ranges)[:, None] & m_h[None, :]
         apart = tl.load(mean_ptr + o_r[:, None] * n_units + o_h[None, :], mask=m, other=0.0) - mean[None, :]

@@ -26,7 +26,7 @@ def relu_of_sum(a, b, PACKED: tl.constexpr):
     return t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_i", "n_j", "n_total", "n_rows"])
 def fast_logsumexp_kernel(
     a_ptr, b_ptr, w_ptr, scale_ptr, b2_ptr, m_ptr, s_ptr, u_ptr,
     n_i, n_j, n_total, pad_i, pad_j, row_step, j_per_split, n_rows,
@@ -71,9 +71,10 @@ def fast_logsumexp_kernel(
     o_i = i_tile * BI + o_l
     p_i = i_problem * n_i + o_i
     m_i = (o_i < n_i) & (p_i < n_rows)
-    tl.store(m_ptr + i_split * n_rows + p_i, top, mask=m_i)
+    p_part = i_split.to(tl.int64) * n_rows + p_i
+    tl.store(m_ptr + p_part, top, mask=m_i)
     total = tl.sum(tl.where(m > float("-inf"), s * tl.exp(m - top[:, None]), s), 1)
-    tl.store(s_ptr + i_split * n_rows + p_i, total, mask=m_i)
+    tl.store(s_ptr + p_part, total, mask=m_i)
 
 
 # 8 rows x 32 columns per warp, the warps sharing the columns' tile: 0.83 instructions per unit and 232 registers on
@@ -126,7 +127,7 @@ def launch_scores(operands, b2, p, scores, problem, blocks, i, n_i, n_rows):
     splits = min(tiles_j, triton.cdiv(p.config.programs, blocks * tiles_i))
     j_per_split = triton.cdiv(tiles_j, splits) * COLUMNS
     splits = triton.cdiv(p.n_j, j_per_split)
-    m, s = torch.empty((2, splits, n_rows), device=A.device, dtype=torch.float32)
+    m, s = (torch.empty((splits, n_rows), device=A.device, dtype=torch.float32) for _ in range(2))
     fast_logsumexp_kernel[(blocks * tiles_i, splits)](
         A, B, weights, scale, b2, m, s, scores,
         n_i, p.n_j, p.total_j - problem * p.n_j, p.pad_i, p.pad_j, A.stride(0), j_per_split, n_rows,

@@ -21,7 +21,7 @@ def greater(x, y, PACKED: tl.constexpr):
     return t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_r", "n_k", "total_r", "total_k", "first_problem"])
 def fast_mask_sum_kernel(
     x_ptr, minus_y_ptr, g_ptr, scale_ptr, out_ptr,
     row_step, unit_step, H, n_r, n_k, total_r, total_k,
@@ -34,26 +34,27 @@ def fast_mask_sum_kernel(
     i_block, i_r = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     i_split = tl.program_id(2)
     i_problem = (first_problem + i_block).to(tl.int64)
-    o_l = i_r * BR + tl.arange(0, BR)
+    o_r = tl.arange(0, BR)
     o_h = tl.program_id(1) * BH + tl.arange(0, BH)
     o_k, o_n = tl.arange(0, BK), tl.arange(0, 8)
     n_valid = tl.minimum(tl.minimum(n_k - first_k, total_k - i_problem * n_k - first_k), block_k).to(tl.int32)
     first = i_split * k_per_split
-    x_ptr += (i_problem * pad_r + first_r) * row_step
+    x_ptr += (i_problem * pad_r + first_r + i_r * BR) * row_step
     minus_y_ptr += i_problem * pad_k + first_k
-    g_ptr += i_block.to(tl.int64) * block_r * block_k
-    x = tl.load(x_ptr + o_l[:, None] * row_step + o_h[None, :])
+    g_ptr += (i_block.to(tl.int64) * block_r + i_r * BR) * block_k
+    x = tl.load(x_ptr + o_r[:, None] * row_step + o_h[None, :])
     acc = tl.zeros([BR, BH, 8], dtype=tl.float32)
     # weights past the end are zero, rows too: only the last tile reads them
     for k in tl.range(first, tl.minimum(n_valid, first + k_per_split), BK, num_stages=STAGES):
         y = tl.load(minus_y_ptr + o_h.to(tl.int64)[:, None] * unit_step + (k + o_k)[None, :])
-        g_ptrs = g_ptr + (o_l[:, None] * block_k + (k + o_k)[None, :])[:, :, None] + o_n[None, None, :] * g_plane
+        g_ptrs = g_ptr + (o_r[:, None] * block_k + (k + o_k)[None, :])[:, :, None] + o_n[None, None, :] * g_plane
         g = tl.load(g_ptrs, mask=(o_n < 2)[None, None, :], other=0.0)
         acc = tl.dot(greater(x[:, :, None], y[None, :, :], PACKED), g, acc)
     total = tl.sum(acc, 2) * tl.load(scale_ptr)
+    first_r += i_r * BR
     p_r = i_problem * n_r + first_r
-    m_r = o_l < tl.minimum(n_r - first_r, total_r - p_r)
-    out_ptrs = out_ptr + (i_split.to(tl.int64) * total_r + p_r) * H + (o_l[:, None] * H + o_h[None, :])
+    m_r = o_r < tl.minimum(n_r - first_r, total_r - p_r)
+    out_ptrs = out_ptr + (i_split.to(tl.int64) * total_r + p_r) * H + (o_r[:, None] * H + o_h[None, :])
     m_out = m_r[:, None] & (o_h < H)[None, :]
     if ACCUMULATE:
         total += tl.load(out_ptrs, mask=m_out, other=0.0)

@@ -32,7 +32,7 @@ def load_rows(x_ptr, i_sentence, o_t, o_h, m, sentence, token, unit, dtype: tl.c
     return tl.load(x_ptr + offsets, mask=m, other=0.0).to(dtype)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["mask_sentence", "n_tokens"])
 def norm_parts_kernel(
     delta_ptr, grad_ptr, mask_ptr, part_ptr,
     delta_sentence, delta_token, delta_unit, grad_sentence, grad_token, grad_unit, mask_sentence, mask_token,
@@ -84,7 +84,7 @@ def sum_parts(part_ptr, tiles, i: tl.constexpr, BP: tl.constexpr, PARTS: tl.cons
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=["mask_sentence", "n_tokens"])
 def ascent_kernel(
     delta_ptr, grad_ptr, mask_ptr, part_ptr, out_ptr,
     delta_sentence, delta_token, delta_unit, grad_sentence, grad_token, grad_unit, mask_sentence, mask_token,

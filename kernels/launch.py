@@ -27,11 +27,16 @@ PLANS = {
     (10, 0): Plan(Config(16, 1, 4096), Config(16, 4, 1536)),
 }
 DEFAULT = Plan(Config(16, 1, 2048), Config(16, 4, 1024))
+_given = None
 
 
 @functools.cache
 def table():
-    """{capability: Plan} of the file that the environment names, read once; empty where it names none."""
+    """{capability: Plan} of the file given to ``use_table`` or else of the one that the environment names, read once;
+    empty where neither is.
+    """
+    if _given is not None:
+        return _given
     path = os.environ.get(VARIABLE)
     if not path:
         return {}
@@ -47,10 +52,9 @@ def use_table(path):
     Raises:
         ValueError, OSError: as ``read_table``; the plans stay as they were.
     """
-    plans = read_table(path)
-    current = table()
-    current.clear()
-    current.update(plans)
+    global _given
+    _given = read_table(path)
+    table.cache_clear()
 
 
 def plan(capability):
@@ -68,6 +72,11 @@ def config(tensor, columns):
 def on_device(tensor):
     """Context in which kernels launch on the tensor's own device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def near_units(matrix):
+    """The matrix, copied where its units lie so far apart that a kernel's 32-bit offset of a unit would wrap."""
+    return matrix if matrix.shape[1] * matrix.stride(1) < 2**31 else matrix.contiguous()
 
 
 def threads_per_warp(tensor):

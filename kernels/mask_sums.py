@@ -16,8 +16,12 @@ import triton.language as tl
 UNROLL = tl.constexpr(4)
 
 
-# not specialised: a row length divisible by 16 would make vector loads whose layout must be exchanged inside the loop
-@triton.jit(do_not_specialize=["x_row", "y_row", "H"])
+# A row length divisible by 16 would make vector loads whose layout must be exchanged inside the loop. The counts, and
+# where a block starts, are another batch's.
+@triton.jit(
+    do_not_specialize=["x_row", "y_row", "H", "n_r", "n_k", "total_r", "total_k", "first_problem", "k_per_split"],
+    do_not_specialize_on_alignment=["x_ptr", "y_ptr"],
+)
 def mask_sum_kernel(
     x_ptr, y_ptr, g_ptr, out_ptr,
     x_row, x_unit, y_row, y_unit, H, n_r, n_k, total_r, total_k,
@@ -46,7 +50,7 @@ def mask_sum_kernel(
     p_k = i_problem.to(tl.int64) * n_k + first_k
     n_valid = tl.minimum(tl.minimum(n_k - first_k, total_k - p_k), block_k).to(tl.int32)
     y_ptr += (p_k + first) * y_row
-    g_ptr += (i_block * block_k + first) * block_r
+    g_ptr += (i_block.to(tl.int64) * block_k + first) * block_r
     o_y = o_h * y_unit
     acc = tl.zeros([BR, BH], dtype=dtype)
     for k in range(first, tl.minimum(n_valid, first + k_per_split), UNROLL):
@@ -58,14 +62,14 @@ def mask_sum_kernel(
             acc += g[:, None] * (y[None, :] > minus_x).to(dtype)
         y_ptr += UNROLL * y_row
         g_ptr += UNROLL * block_r
-    out_ptrs = out_ptr + (i_split.to(tl.int64) * total_r + p_r) * H + (o_l[:, None] * H + o_h[None, :])
+    out_ptrs = out_ptr + (i_split.to(tl.int64) * total_r + p_r) * H + (o_l.to(tl.int64)[:, None] * H + o_h[None, :])
     m_out = (o_l <= last_r)[:, None] & m_h[None, :]
     if ACCUMULATE:
         acc += tl.load(out_ptrs, mask=m_out, other=0.0)
     tl.store(out_ptrs, acc, mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def finish_kernel(
     sums_ptr, x_ptr, w_ptr, shift_ptr, dx_ptr, dw_ptr,
     x_row, x_unit, H, n_rows, rows_per_program,
@@ -91,7 +95,7 @@ def finish_kernel(
         if NEED_X:
             tl.store(dx_ptr + o_sum, total * w[None, :], mask=m)
     if NEED_W:
-        tl.store(dw_ptr + tl.program_id(0) * H + o_h, dw, mask=m_h)
+        tl.store(dw_ptr + tl.program_id(0).to(tl.int64) * H + o_h, dw, mask=m_h)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_row", "n_total"], do_not_specialize_on_alignment=["index_ptr"])
 def operand_kernel(
     x_ptr, index_ptr, w_ptr, shift_ptr, order_ptr, bounds_ptr, out_ptr, sum_ptr,
     stride_row, stride_unit, n_pad, n_row, n_total, n_slots, out_step,

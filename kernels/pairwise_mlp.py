@@ -12,7 +12,7 @@ below that budget. No float atomics: two runs give the same bits. Chunks of up t
 import torch
 
 from .chunks import LONGEST, chunk_backward, chunk_forward
-from .launch import has_packed_half, on_device
+from .launch import has_packed_half, near_units, on_device
 from .mask_sums import segment_sum
 from .operands import accumulator
 from .rectangles import problems_of, rectangle_backward, rectangle_forward
@@ -36,6 +36,7 @@ def pairwise_mlp_forward(
     if precision not in ("exact", "fast"):
         raise ValueError(f'precision is "exact" or "fast", got {precision!r}')
     fast = precision == "fast" and has_packed_half(a)
+    a, b = near_units(a), near_units(b)
     w2, local_index, pair_index = _vectors(w2, local_index, None if chunk_size is None else pair_index)
     p = problems_of(a, b, local_index, chunk_size)
     if p.total_i == 0 or p.total_j == 0:
@@ -57,6 +58,7 @@ def pairwise_mlp_backward(
     pairs, added in the pairs' order. ``precision`` is that of the forward pass: "fast" takes the masks of its fp16
     rows, sums on the tensor cores and accumulates in fp32.
     """
+    a, b = near_units(a), near_units(b)
     w2, local_index, pair_index = _vectors(w2, local_index, None if chunk_size is None else pair_index)
     p = problems_of(a, b, local_index, chunk_size)
     need_a, need_b, need_w, need_b2 = need

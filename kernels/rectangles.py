@@ -17,6 +17,8 @@ from .scores import logsumexp_kernel, merge_kernel, weights_kernel
 KEEP_BYTES = 64 * 2**20
 # the backward pass handles this many bytes of weights G at a time (kept in both orders)
 BLOCK_BYTES = 256 * 2**20
+# a tile's 32 rows of so many scores are as far as 32-bit offsets within it reach
+MOST_COLUMNS = 2**26
 
 
 class Problems(NamedTuple):
@@ -42,6 +44,8 @@ def problems_of(a, b, local_index, chunk_size, choice=None):
     choice = choice or config(a, n_j)
     tile_j = 4 * threads_per_warp(a) * choice.warps
     pad_i, pad_j = triton.cdiv(n_i, 32) * 32, triton.cdiv(n_j, tile_j) * tile_j
+    if pad_j > MOST_COLUMNS:
+        raise ValueError(f"{n_j} local rows were given; the kernels take {MOST_COLUMNS} at once: use smaller chunks")
     return Problems(count, n_i, n_j, total_i, pairs, pad_i, pad_j, tile_j, choice)
 
 
@@ -61,7 +65,7 @@ def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
     j_per_split = triton.cdiv(tiles_j, splits) * p.tile_j
     splits = triton.cdiv(p.pad_j, j_per_split)
     A, B, alpha, beta, bounds = score_operands(a, b, w2, local_index, pair_index, p)
-    m, s = torch.empty((2, splits, p.total_i), device=a.device, dtype=accumulator(a))
+    m, s = (torch.empty((splits, p.total_i), device=a.device, dtype=accumulator(a)) for _ in range(2))
     logsumexp_kernel[(p.problems * tiles_i, splits)](
         A, B, alpha, beta, b2, bounds, m, s, scores,
         p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), B.stride(0), j_per_split, p.total_i,

@@ -73,7 +73,7 @@ def finish_tile(u, alpha_ptr, shift, u_ptr, o_j, pad_j, n_valid, BI: tl.constexp
     return tl.where((o_j < n_valid)[None, :], u, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_i", "n_j", "n_total", "n_rows"])
 def logsumexp_kernel(
     a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, m_ptr, s_ptr, u_ptr,
     n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, j_per_split, n_rows,
@@ -107,11 +107,12 @@ def logsumexp_kernel(
         m = m_new
     p_i = i_problem * n_i + o_i
     m_i = (o_i < n_i) & (p_i < n_rows)
-    tl.store(m_ptr + i_split * n_rows + p_i, m, mask=m_i)
-    tl.store(s_ptr + i_split * n_rows + p_i, s, mask=m_i)
+    p_part = i_split.to(tl.int64) * n_rows + p_i
+    tl.store(m_ptr + p_part, m, mask=m_i)
+    tl.store(s_ptr + p_part, s, mask=m_i)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "n_splits"])
 def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: tl.constexpr):
     """lse = log sum_k s_k exp(m_k), always in the order of the splits: the same bits in every run."""
     o_i = tl.program_id(0) * BR + tl.arange(0, BR)
@@ -121,7 +122,7 @@ def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: 
     for k in range(0, n_splits, BK):
         o_k = k + tl.arange(0, BK)
         m_k = (o_k < n_splits)[:, None] & m_i[None, :]
-        o_part = o_k[:, None] * n_rows + o_i[None, :]
+        o_part = o_k.to(tl.int64)[:, None] * n_rows + o_i[None, :]
         part_m = tl.load(m_ptr + o_part, mask=m_k, other=float("-inf"))
         part_s = tl.load(s_ptr + o_part, mask=m_k, other=0.0)
         m_new = tl.maximum(m, tl.max(part_m, 0))
@@ -132,12 +133,12 @@ def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: 
 
 @triton.jit
 def store_weights(
-    u, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j, n_valid, pad_j, block_i, plane, HALVES: tl.constexpr,
+    u, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t, n_valid, pad_j, block_i, plane, HALVES: tl.constexpr,
 ):  # fmt: skip
     g = grad[:, None] * tl.exp(u + shift[:, None])
-    g = tl.where(m_i[:, None] & (o_j < n_valid)[None, :], g, 0.0)
-    o_g = o_l[:, None] * pad_j + o_j[None, :]
-    o_gt = o_l[:, None] + o_j[None, :] * block_i
+    g = tl.where(m_i[:, None] & (o_t < n_valid)[None, :], g, 0.0)
+    o_g = o_l[:, None] * pad_j + o_t[None, :]
+    o_gt = o_l[:, None] + o_t[None, :] * block_i
     if HALVES:
         # fp16 and its rounding remainder, in two planes
         high = g.to(tl.float16)
@@ -151,7 +152,7 @@ def store_weights(
         tl.store(gt_ptr + o_gt, g)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_i", "n_j", "n_total", "n_rows", "first_problem"])
 def weights_kernel(
     a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, u_ptr, grad_ptr, lse_ptr, g_ptr, gt_ptr,
     n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, n_rows, first_problem, first_i, first_u, block_i, plane,
@@ -163,17 +164,19 @@ def weights_kernel(
     i_tile, j_tile, i_block = tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(0) // tiles
     i_problem = (first_problem + i_block).to(tl.int64)
     n_valid = tl.minimum(n_j, n_total - i_problem * n_j).to(tl.int32)
-    o_l = i_tile * BI + tl.arange(0, BI)
-    o_i = first_i + o_l
-    o_j = j_tile * 4 * BL + tl.arange(0, BL)
+    o_l, o_t = tl.arange(0, BI), tl.arange(0, BL)
+    o_i = first_i + i_tile * BI + o_l
+    o_j = j_tile * 4 * BL + o_t
     p_i = i_problem * n_i + o_i
     m_i = (o_i < n_i) & (p_i < n_rows)
     lse = tl.load(lse_ptr + p_i, mask=m_i, other=0.0)
     grad = tl.load(grad_ptr + p_i, mask=m_i, other=0.0).to(lse.dtype)
-    g_ptr += i_block * block_i * pad_j
-    gt_ptr += i_block * block_i * pad_j
+    row, column = i_block.to(tl.int64) * block_i + i_tile * BI, (j_tile * 4 * BL).to(tl.int64)
+    g_ptr += row * pad_j + column
+    gt_ptr += i_block.to(tl.int64) * block_i * pad_j + column * block_i + i_tile * BI
+    n_valid -= j_tile * 4 * BL
     if KEPT:
-        u_ptrs = u_ptr + (i_block.to(tl.int64) * pad_i + first_u + o_l)[:, None] * pad_j + o_j[None, :]
+        u_ptrs = u_ptr + (i_block.to(tl.int64) * pad_i + first_u + i_tile * BI + o_l)[:, None] * pad_j + o_j[None, :]
         m_u = m_i[:, None]
         u0 = tl.load(u_ptrs, mask=m_u, other=0.0)
         u1 = tl.load(u_ptrs + BL, mask=m_u, other=0.0)
@@ -190,7 +193,7 @@ def weights_kernel(
         u2 += tl.load(alpha_ptr + o_j + 2 * BL)[None, :]
         u3 += tl.load(alpha_ptr + o_j + 3 * BL)[None, :]
         shift = tl.load(beta_ptr + i_problem * pad_i + o_i) + tl.load(b2_ptr).to(lse.dtype) - lse
-    store_weights(u0, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j, n_valid, pad_j, block_i, plane, HALVES)
-    store_weights(u1, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + BL, n_valid, pad_j, block_i, plane, HALVES)
-    store_weights(u2, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + 2 * BL, n_valid, pad_j, block_i, plane, HALVES)
-    store_weights(u3, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_j + 3 * BL, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u0, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u1, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t + BL, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u2, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t + 2 * BL, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(u3, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t + 3 * BL, n_valid, pad_j, block_i, plane, HALVES)

@@ -27,11 +27,13 @@ from .operands import accumulator
 
 
 @triton.jit
-def score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, first_i, first_j, LABELS: tl.constexpr):
+def score_tile(
+    u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS: tl.constexpr
+):  # fmt: skip
     """(one tile of scaled scores, which of them count)."""
     m_i, m_j = o_i < n_i, o_j < n_j
     m = m_i[:, None] & m_j[None, :]
-    u = tl.load(u_ptr + o_i[:, None] * n_j + o_j[None, :], mask=m, other=0.0) * tl.load(scale_ptr)
+    u = tl.load(u_ptr + o_i[:, None] * u_row + o_j[None, :], mask=m, other=0.0) * tl.load(scale_ptr)
     if LABELS:
         label_i = tl.load(label_i_ptr + o_i, mask=m_i, other=0)
         label_j = tl.load(label_j_ptr + o_j, mask=m_j, other=0)
@@ -40,16 +42,17 @@ def score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, f
     return u, m
 
 
-@triton.jit
+# counts are another batch's: not specialised; rows of scores begin at multiples of 16, whatever their length
+@triton.jit(do_not_specialize=["n_i", "n_j", "row_step", "column_step"])
 def partial_kernel(
     u_ptr, scale_ptr, label_i_ptr, label_j_ptr, row_m_ptr, row_s_ptr, column_m_ptr, column_s_ptr,
-    n_i, n_j, first_i, first_j, row_step, column_step,
+    n_i, n_j, u_row, first_i, first_j, row_step, column_step,
     BI: tl.constexpr, BJ: tl.constexpr, LABELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Partial (maximum, sum of exponentials) of one tile, over its columns and, where asked, over its rows."""
     i_tile, j_tile = tl.program_id(1), tl.program_id(0)
     o_i, o_j = i_tile * BI + tl.arange(0, BI), j_tile * BJ + tl.arange(0, BJ)
-    u, m = score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, first_i, first_j, LABELS)
+    u, m = score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS)
     u = tl.where(m, u, float("-inf"))
     # finite, so that a row that a tile leaves out whole is 0 exp(..) and not exp(-inf + inf)
     m_row = tl.maximum(tl.max(u, 1), -1e38)
@@ -66,7 +69,7 @@ def partial_kernel(
         tl.store(column_s_ptr + p_column, s_column, mask=o_j < n_j)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "n_slots", "step"])
 def merge_partials_kernel(m_ptr, s_ptr, n, n_slots, step, BN: tl.constexpr, BK: tl.constexpr):
     """Slot 0 becomes (log sum_k s_k exp(m_k), 1), always in the order of the slots: the same bits in every run."""
     o_n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -85,15 +88,15 @@ def merge_partials_kernel(m_ptr, s_ptr, n, n_slots, step, BN: tl.constexpr, BK: 
     tl.store(m_ptr + o_n, m + tl.log(s), mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_i", "n_j"])
 def separable_weights_kernel(
     u_ptr, w_ptr, scale_ptr, label_i_ptr, label_j_ptr, grad_i_ptr, lse_i_ptr, grad_j_ptr, lse_j_ptr,
-    n_i, n_j, first_i, first_j,
+    n_i, n_j, u_row, first_i, first_j,
     BI: tl.constexpr, BJ: tl.constexpr, LABELS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """W of one tile, in the dtype of ``w``; ``w`` may be ``u``: a program reads its tile before it writes it."""
     o_i, o_j = tl.program_id(1) * BI + tl.arange(0, BI), tl.program_id(0) * BJ + tl.arange(0, BJ)
-    u, m = score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, first_i, first_j, LABELS)
+    u, m = score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS)
     m_i, m_j = o_i < n_i, o_j < n_j
     grad_i = tl.load(grad_i_ptr + o_i, mask=m_i, other=0.0)
     lse_i = tl.load(lse_i_ptr + o_i, mask=m_i, other=0.0)
@@ -104,7 +107,7 @@ def separable_weights_kernel(
         w += grad_j[None, :] * tl.exp(u - lse_j[None, :])
     if LABELS:
         w = tl.where(m, w, 0.0)
-    w_ptrs = w_ptr + o_i[:, None] * n_j + o_j[None, :]
+    w_ptrs = w_ptr + o_i[:, None] * u_row + o_j[None, :]
     tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty), mask=m_i[:, None] & m_j[None, :])
 
 
@@ -118,20 +121,30 @@ BLOCK_SCORES = 2**26
 
 def blocks(I, J):  # noqa: E741
     """Slices of at most BLOCK_SCORES pairs, as square as they can be: rows in turn, within one its columns in turn."""
-    rows = min(I, max(math.isqrt(BLOCK_SCORES), BLOCK_SCORES // J), MOST_TILES * ROWS)
-    columns = min(J, max(BLOCK_SCORES // rows, 1))
+    rows = min(I, whole_tiles(max(math.isqrt(BLOCK_SCORES), BLOCK_SCORES // J), ROWS), MOST_TILES * ROWS)
+    columns = min(J, whole_tiles(max(BLOCK_SCORES // rows, 1), COLUMNS))
     for i in range(0, I, rows):
         for j in range(0, J, columns):
             yield slice(i, min(i + rows, I)), slice(j, min(j + columns, J))
 
 
-def product(a, b, dtype):
+def whole_tiles(n, tile):
+    """The largest multiple of ``tile`` up to n, n itself below one: a block then begins where vectors are aligned."""
+    return n // tile * tile or n
+
+
+def product(a, b, dtype, out=None):
     """a b in ``dtype``: half-precision inputs and fp32 output on CUDA; widened first elsewhere, ROCm included."""
     if a.dtype == dtype:
-        return torch.mm(a, b)
+        return torch.mm(a, b, out=out)
     if a.is_cuda and torch.version.hip is None:
-        return torch.mm(a, b, out_dtype=dtype)
-    return torch.mm(a.to(dtype), b.to(dtype))
+        return torch.mm(a, b, out_dtype=dtype, out=out)
+    return torch.mm(a.to(dtype), b.to(dtype), out=out)
+
+
+def score_block(n_i, n_j, like, dtype):
+    """Uninitialised [n_i, n_j] whose rows begin at multiples of 16: odd batches take the kernel of even ones."""
+    return torch.empty((n_i, triton.cdiv(n_j, 16) * 16), device=like.device, dtype=dtype)[:, :n_j]
 
 
 def accumulate(out, a, b):
@@ -180,11 +193,11 @@ def separable_forward(x, y, scale, labels=None, symmetric=False):
             if j.start == 0:
                 row = running(n_i, tiles_j, x, dtype)
             column_m, column_s = column[j.start // columns.stop] if symmetric else (row[0], row[1])
-            u = product(y[i], x[j].t(), dtype)
+            u = product(y[i], x[j].t(), dtype, out=score_block(n_i, n_j, x, dtype))
             grid = (triton.cdiv(n_j, COLUMNS), triton.cdiv(n_i, ROWS))
             partial_kernel[grid](
                 u, scale, *label_slices(labels, i, j), *row, column_m, column_s,
-                n_i, n_j, i.start, j.start, row[0].stride(0), column_m.stride(0),
+                n_i, n_j, u.stride(0), i.start, j.start, row[0].stride(0), column_m.stride(0),
                 BI=ROWS, BJ=COLUMNS, LABELS=labels is not None, COLUMNS=symmetric,
                 num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
@@ -217,11 +230,12 @@ def separable_backward(
         sum_y = torch.zeros(y.shape, device=y.device, dtype=dtype) if sums_y else None
         for i, j in blocks(I, J) if need_x or sums_y else ():
             n_i, n_j = i.stop - i.start, j.stop - j.start
-            u = product(y[i], x[j].t(), dtype)
-            w = u if x.dtype == dtype else torch.empty((n_i, n_j), device=x.device, dtype=x.dtype)
+            u = product(y[i], x[j].t(), dtype, out=score_block(n_i, n_j, x, dtype))
+            w = u if x.dtype == dtype else score_block(n_i, n_j, x, x.dtype)
             of_j = (grad_j[j], lse_j[j]) if symmetric else (grad_i, lse_i)
             separable_weights_kernel[(triton.cdiv(n_j, COLUMNS), triton.cdiv(n_i, ROWS))](
-                u, w, wide, *label_slices(labels, i, j), grad_i[i], lse_i[i], *of_j, n_i, n_j, i.start, j.start,
+                u, w, wide, *label_slices(labels, i, j), grad_i[i], lse_i[i], *of_j,
+                n_i, n_j, u.stride(0), i.start, j.start,
                 BI=ROWS, BJ=COLUMNS, LABELS=labels is not None, COLUMNS=symmetric,
                 num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip

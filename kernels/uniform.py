@@ -21,7 +21,7 @@ def signed_uniform(number):
     return ((number >> 9).to(tl.int32) * 2 - 0x7FFFFF).to(tl.float32) * 1.1920928955078125e-07
 
 
-@triton.jit(do_not_specialize=["seed", "n_tokens"])
+@triton.jit(do_not_specialize=["seed", "mask_sentence", "n_tokens"])
 def start_kernel(
     mask_ptr, id_ptr, out_ptr, mask_sentence, mask_token, n_tokens, n_units, seed: tl.int64, magnitude,
     BT: tl.constexpr, BQ: tl.constexpr, BM: tl.constexpr, IDS: tl.constexpr, L2: tl.constexpr,

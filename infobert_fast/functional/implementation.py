@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Literal
@@ -29,7 +30,7 @@ def choose(implementation: Implementation, tensor: Tensor, *, kernel: bool, comp
     reason = None
     if not kernel:
         reason = "this function has no Triton kernel"
-    elif importlib.util.find_spec("triton") is None:
+    elif not _triton_installed():
         reason = "Triton is not installed"
     elif tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         reason = f"the tensors are on {tensor.device}"
@@ -38,3 +39,9 @@ def choose(implementation: Implementation, tensor: Tensor, *, kernel: bool, comp
     if implementation == "triton" and reason is not None:
         raise ValueError(f"`implementation` was 'triton', but {reason}; use 'torch' (any device), or 'auto' to choose")
     return "torch" if reason is not None else "triton"
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    """Looked up once: it reads every folder of ``sys.path``."""
+    return importlib.util.find_spec("triton") is not None

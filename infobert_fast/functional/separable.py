@@ -37,6 +37,7 @@ def separable_info_nce(
     """InfoNCE lower bound on I(X; Y) in nats under a critic that is a product of a function of x and one of y.
 
     ``F(x, y) = scale <x, y>`` ("dot"), ``scale <x, y> / (|x| |y|)`` ("cosine") or ``scale x^T W y`` ("bilinear").
+    The cosine of a zero row is 0, and its gradient too: it has no direction.
 
     ``I = mean_i F(x_i, y_i) - mean_i ( logsumexp_j F(x_j, y_i) - log N )`` over the N pairs, at most log N; with
     ``symmetric`` the mean of it and of the same with x and y exchanged. ``log N - I`` is the cross-entropy that CLIP
@@ -88,7 +89,7 @@ def separable_info_nce(
     with torch.autocast(device, enabled=False):
         x, y = local.to(wide), global_.to(wide)
         if critic == "cosine":
-            x, y = (F.normalize(t, dim=1, eps=1e-8) for t in (x, y))
+            x, y = (_directions(t) for t in (x, y))
         elif critic == "bilinear":
             assert weight is not None
             y = F.linear(y, weight.to(wide))
@@ -103,6 +104,12 @@ def separable_info_nce(
         if symmetric:
             bound = (bound + (positive - lse_j + n.log()) * (n > 1)) / 2
         return bound.mean()
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Rows of norm 1; a zero row stays zero and receives no gradient."""
+    norm = rows.norm(dim=1, keepdim=True)
+    return rows / norm.masked_fill(norm == 0, torch.inf)
 
 
 def _terms(labels: Tensor | None, pairs: int, like: Tensor) -> Tensor:

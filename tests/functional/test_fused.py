@@ -1,11 +1,15 @@
 """The dispatch to the Triton kernels: the same values and gradients through the public functions."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch._dynamo.testing
+from contrastive_cases import critic_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infobert_fast import InfoNCE, functional
+from infobert_fast.functional import implementation
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the kernels run in Triton's interpreter
 WIDE = torch.float32 if DEVICE == "cuda" else torch.float64
@@ -210,3 +214,13 @@ def test_auto_leaves_the_interpreter_to_those_who_ask(monkeypatch):
     critic.implementation = "triton"
     with pytest.raises(ValueError, match="`implementation` was 'triton', but the tensors are on cpu; use 'torch'"):
         critic(local, global_, **indices)
+
+
+def test_triton_is_looked_for_once(monkeypatch):
+    """Looking reads every folder of ``sys.path``."""
+    looked, find = [], importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: looked.append(name) or find(name))
+    implementation._triton_installed.cache_clear()
+    for _ in range(3):
+        functional.info_nce(*critic_inputs(5, 5))
+    assert looked == ["triton"]

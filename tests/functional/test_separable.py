@@ -253,6 +253,21 @@ def test_memory_is_that_of_a_block(monkeypatch):
     assert max(sizes) == 1600
 
 
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
+def test_a_zero_row_has_no_direction(implementation):
+    """Its scores are 0, which gives the others' the bound below, and no gradient pulls at it."""
+    x, y = (torch.eye(3, dtype=F64, device=DEVICE).requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        x[2], y[1] = 0, 0
+    bound = separable_info_nce(x, y, critic="cosine", scale=2.0, implementation=implementation)
+    # rows of scores for y = (e0, 0, e2), over x = (e0, e1, 0): (2, 0, 0), zeros, zeros
+    expected = (2 - math.log(math.exp(2) + 2) + math.log(3)) / 3
+    assert bound.item() == pytest.approx(expected, abs=1e-12)
+    gradients = torch.autograd.grad(bound, (x, y))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients[0][2].abs().max() == gradients[1][1].abs().max() == 0
+
+
 def test_strided_inputs():
     inputs = operands("bilinear", 9, 9)
     strided = [tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for tensor in inputs]

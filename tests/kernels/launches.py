@@ -1,5 +1,5 @@
 """Every launch as Triton's launcher sees it: the host code calls, Triton itself binds and types the arguments, and the
-kernel is lowered to Triton IR for a chip that is not here. Nothing runs.
+kernel is lowered to Triton IR for a chip that is not here. Nothing runs. In that IR no address may wrap.
 
 The interpreter knows no types and no branch that it does not take; the cases of ``aot.py`` name their arguments
 themselves. An argument that is None or 1, which a launch makes a constant, shows only here, or on a device. A process
@@ -9,7 +9,8 @@ of its own, ``python tests/kernels/launches.py``, because kernels decorated for 
 from types import SimpleNamespace
 
 import torch
-from triton._C.libtriton import ir
+from offsets import narrow_products
+from triton._C.libtriton import ir, passes
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime import driver
@@ -29,6 +30,7 @@ from infobert_fast.kernels import (
 
 TARGET = GPUTarget("cuda", 90, 32)
 ALL = (True,) * 4
+NARROW = set()
 
 
 def lower(source, target, options, **_):
@@ -37,11 +39,19 @@ def lower(source, target, options, **_):
     options = backend.parse_options(dict(options))
     ir.load_dialects(context)
     backend.load_dialects(context)
-    source.make_ir(target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+    module = source.make_ir(
+        target, options, backend.get_codegen_implementation(options), backend.get_module_map(), context
+    )
+    manager = ir.pass_manager(context)
+    passes.common.add_inliner(manager)
+    passes.common.add_canonicalizer(manager)
+    manager.run(module, "launches")
+    NARROW.update(narrow_products(str(module)))
     return SimpleNamespace()
 
 
 def launcher(kernel, grid):
+    _ = kernel.device_caches[0]  # the first look makes the binder, and sets `compile`
     kernel.compile = lower
     assert all(size <= 65535 for size in grid[1:]), f"{kernel.fn.__name__} has the grid {grid}"
     return lambda *args, **kwargs: kernel.run(*args, grid=grid, warmup=True, **kwargs)
@@ -124,6 +134,7 @@ def main():
         dots(40, 7, 12, dtype, labelled=False, symmetric=False)
         dots(33, 33, 12, dtype, labelled=True, symmetric=True)
     dots(1, 1, 1, torch.float32, labelled=False, symmetric=True)
+    assert not NARROW, "addresses made in 32 bits:\n" + "\n".join(sorted(NARROW))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from oracle import make_case
 from infobert_fast.kernels import launch
 from infobert_fast.kernels.launch_table import FORMAT, Config, Plan, chip_name, read_table, table_entry
 from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_forward
+from infobert_fast.kernels.rectangles import problems_of
 from infobert_fast.kernels.tune import CANDIDATES, SIZES, step, tune
 
 PLAN = Plan(Config(8, 2, 512), Config(16, 8, 1024))
@@ -17,6 +18,7 @@ PLAN = Plan(Config(8, 2, 512), Config(16, 8, 1024))
 @pytest.fixture(autouse=True)
 def fresh_table(monkeypatch):
     monkeypatch.delenv(launch.VARIABLE, raising=False)
+    monkeypatch.setattr(launch, "_given", None)
     launch.table.cache_clear()
     yield
     launch.table.cache_clear()
@@ -43,6 +45,9 @@ def test_a_table_in_the_environment_is_read_at_the_first_launch(path, monkeypatc
 
 
 def test_a_table_given_explicitly_wins(path, monkeypatch):
+    launch.use_table(path)
+    assert launch.plan((9, 0)) == PLAN
+    monkeypatch.setenv(launch.VARIABLE, "/nowhere")  # whatever it says is not looked at
     launch.use_table(path)
     assert launch.plan((9, 0)) == PLAN
     path.write_text("{}")
@@ -102,3 +107,16 @@ def test_every_configuration_gives_the_same_results(choice, device):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     lse, _ = pairwise_mlp_forward(*case.operands)
     torch.testing.assert_close(step(case.operands, grad, choice)[0], lse, rtol=1e-6, atol=1e-6)
+
+
+def test_units_that_lie_too_far_apart_are_copied():
+    """Where a hidden unit's 32-bit offset would wrap: 4 units of columns that are 2^29 apart."""
+    far, near = (torch.empty_strided((2, 4), (1, step), device="meta") for step in (2**29, 2**29 - 1))
+    assert launch.near_units(far).stride() == (4, 1)
+    assert launch.near_units(near) is near
+
+
+def test_more_columns_than_32_bits_address_are_refused():
+    a, b = torch.empty(2**26 + 1, 4, device="meta"), torch.empty(3, 4, device="meta")
+    with pytest.raises(ValueError, match="67108865 local rows were given; the kernels take 67108864 at once"):
+        problems_of(a, b, None, None)
