@@ -14,18 +14,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
-from infobert_fast.cli.files import file_stems, write_json, write_text
+from infobert_fast.cli.files import file_stems, write_json
+from infobert_fast.cli.models import MODEL_LABELS, load_model
 from infobert_fast.data.corpora import load_many
 from infobert_fast.data.labels import LABELS
+from infobert_fast.data.mixtures import expand
 from infobert_fast.data.source import draw
 from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import Accuracy, label_order
+from infobert_fast.evaluation.aside import write_text
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
 from infobert_fast.evaluation.scoring import probabilities, similarities
-from infobert_fast.training.models.critic import load_without_critic
 from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
@@ -44,6 +46,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument("--neighbors", type=Path, required=True, help='JSON: {"word": ["substitute", ...], ...}')
     parser.add_argument("--output", type=Path, help="folder for NAME.jsonl, in TextFooler's format, and report.json")
     parser.add_argument("--field", choices=sorted(CHANGED), default="hypothesis", help="the sentence to change")
+    parser.add_argument("--model_labels", nargs="+", metavar="LABEL", help=MODEL_LABELS)
     parser.add_argument("--limit", type=int, help="examples of each source, drawn at random, always the same ones")
     parser.add_argument("--max_queries", type=int, help="texts that the model may be shown for an example")
     parser.add_argument("--max_candidates", type=int, default=50, help="substitutes tried for a word")
@@ -71,14 +74,13 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     neighbors = _neighbors(given.neighbors)
     if given.output is not None:
         checks.writable("output", given.output, folder=True)
-    corpora = load_many(given.data)
+    corpora = load_many(expand(given.data, evaluation=True))
     if given.output is not None:
         file_stems(corpora)
     if given.limit is not None:
         corpora = {name: draw(corpus, given.limit) for name, corpus in corpora.items()}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_without_critic(AutoModelForSequenceClassification, given.model, dtype=torch.float32)
-    model.to(device)
+    model = load_model(given.model, given.model_labels)
     label_order(model)  # refuses a model of another task before the work begins
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     check_padding(tokenizer, "model")

@@ -7,24 +7,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
-from infobert_fast.cli.files import check_picture, write_text
+from infobert_fast.cli.files import check_picture
+from infobert_fast.cli.models import MODEL_LABELS, load_model
 from infobert_fast.data.corpora import load_many
+from infobert_fast.data.mixtures import expand
 from infobert_fast.data.source import draw
 from infobert_fast.data.tasks import NLI, TASKS
 from infobert_fast.data.tokenization import check_max_length, check_padding
-from infobert_fast.evaluation.accuracy import label_order
+from infobert_fast.evaluation.accuracy import output_order
+from infobert_fast.evaluation.aside import write_text
 from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, label_names
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations
 from infobert_fast.training.look import check_architecture
-from infobert_fast.training.models.critic import load_without_critic
 from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
@@ -45,8 +45,9 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument(
         "--task", choices=[name for name in TASKS if TASKS[name].labels], help="of --data; nli if unset"
     )
-    parser.add_argument("--limit", type=int, default=8, help="examples of each source, drawn at random, always the "
-                        "same ones; 8 if unset")  # fmt: skip
+    parser.add_argument("--model_labels", nargs="+", metavar="LABEL", help=MODEL_LABELS)
+    parser.add_argument("--limit", type=int, help="examples of each source of --data, drawn at random, always the same "
+                        "ones; 8 if unset")  # fmt: skip
     parser.add_argument("--label", action="append", help="whose loss is taken, by name or number: once, or for each "
                         "text and pair in their order; the model's prediction where unset")  # fmt: skip
     parser.add_argument("--cl", type=float, default=0.5, help="tokens below this quantile are useless")
@@ -56,6 +57,10 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument("--batch_tokens", type=int, default=16_384, help="tokens per batch, padding included")
     given = parser.parse_args(list(arguments))
     checks.anchor_window(given.cl, given.ch)
+    for name in ("task", "limit") if not given.data else ():
+        if getattr(given, name) is not None:
+            raise ValueError(f"`{name}` was {getattr(given, name)!r}; it is for the examples of a source: give --data")
+    given.limit = 8 if given.limit is None else given.limit
     for name in ("limit", "max_length", "batch_tokens"):
         checks.positive_integer(name, getattr(given, name))
     if given.output.suffix not in (".html", ".png"):
@@ -71,14 +76,16 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     for parts in texts:
         if not all(part.strip() for part in parts):
             raise ValueError(f"the text {' ||| '.join(parts)!r} is empty, or one of its parts: leave it out")
+    if given.label and not texts:
+        raise ValueError(f"`label` was {given.label}; the examples of --data have theirs: leave it out")
     task = TASKS[given.task] if given.task else NLI
-    corpora = load_many(given.data, task) if given.data else {}
-    model = load_without_critic(AutoModelForSequenceClassification, given.model, dtype=torch.float32)
+    sources = expand(given.data, evaluation=True) if given.data else []
+    corpora = load_many(sources, task)
+    model = load_model(given.model, given.model_labels)
     check_architecture(model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     labels = _labels(model, given.label, len(texts))
     for corpus in corpora.values():
-        output_of = np.argsort(label_order(model, task))
+        output_of = output_order(model, task)
         for row in draw(corpus, given.limit):
             texts.append(tuple(row[name] for name in task.texts))
             labels.append(int(output_of[row["label"]]))
@@ -105,7 +112,6 @@ def _explain(
     _show(explanations, parts)
     title = Path(given.model).name or given.model
     if given.output.suffix == ".png":
-        given.output.parent.mkdir(parents=True, exist_ok=True)
         draw_explanations(explanations, str(given.output), title, **window, parts=parts)
     else:
         write_text(given.output, explanation_page(explanations, title, **window, parts=parts))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infobert_fast import checks
+from infobert_fast.evaluation.aside import write_text
 
 __all__ = ["check_picture", "file_stems", "write_json", "write_text"]
 
@@ -35,14 +36,6 @@ def file_stems(names: Iterable[str]) -> dict[str, str]:
             raise ValueError(f"{other!r} and {name!r} would be written to one file, {stem}: name one, as in other=PATH")
         found[name] = stem
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written beside the target, then renamed, so that a reader never meets half a file; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:

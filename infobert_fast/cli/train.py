@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import HfArgumentParser
 
 from infobert_fast import checks
+from infobert_fast.data.settings import read_yaml
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
 from infobert_fast.training.plan import plan_of
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
@@ -102,7 +102,7 @@ def _read_config(name: str | None, parser: HfArgumentParser) -> dict[str, Any]:
     path = Path(name) if Path(name).is_file() else CONFIGS / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"`config` was {name!r}, which is no file; published settings are {_config_names()}")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    settings = read_yaml(path.read_text(encoding="utf-8")) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}; it must be a mapping of argument names to values")
     actions = {action.dest: action for action in parser._actions}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 
 from infobert_fast.data.cache import cached_rows, fingerprint
 from infobert_fast.data.files import Row, read_rows
-from infobert_fast.data.labels import FEATURES, LABELS, UNLABELLED, fold, label_table
+from infobert_fast.data.labels import FEATURES, LABELS, UNDECIDED, UNLABELLED, fold, label_table
 from infobert_fast.data.source import Source, SourceLike, check_file, load_hub, source_key, take
-from infobert_fast.data.tasks import NLI, Task
+from infobert_fast.data.tasks import NLI, NLI2, Task
 
 __all__ = [
     "FEATURES",
@@ -23,6 +24,7 @@ __all__ = [
     "SourceLike",
     "by_name",
     "concatenate",
+    "fits",
     "load",
     "load_many",
     "load_nli",
@@ -36,17 +38,26 @@ def load(source: SourceLike, task: Task = NLI) -> datasets.Dataset:
     """Load one corpus with the columns of ``task.features``: its texts, and ``label``, an index or a number.
 
     Labels are taken by name wherever there are names (words, or a hub dataset's ``ClassLabel``); integers without
-    names are read in the order of the task's labels, for NLI with a warning that says so. Examples that are marked as
-    unlabelled (-1 or "-") are dropped and counted in the log. A .tsv file is read without quoting, as GLUE's are
-    written; a .csv file with. What was read is kept in the cache of ``datasets``, under a name made of the file's
-    content and of everything else that it depends on.
+    names are read in the order of the task's labels, with a warning that says so unless the task's published files have
+    integers. Examples that are marked as unlabelled ("-", and -1 where labels are classes) are dropped, with a warning
+    that counts them. A .tsv file is read without quoting, as GLUE's are written; a .csv file with. What was read is
+    kept in the cache of ``datasets``, under a name made of the file's content and of all else that it depends on.
 
     Raises ``FileNotFoundError`` for a missing file; ``ValueError``, naming file, line and field, for everything else
     that cannot be read so.
     """
     source = Source.parse(source)
     rows, made_of = _reader(source, task)
-    return take(cached_rows(rows, task.features, fingerprint("examples", task.name, made_of)), source)
+    key = fingerprint("examples", task.name, made_of)
+    loaded = cached_rows(rows, task.features, key)
+    labels = loaded.with_format("arrow")[:]["label"]
+    labelled = labels.is_valid().to_numpy()
+    if not labelled.all():
+        _say_dropped(source, int((~labelled).sum()), len(labelled))
+        loaded = loaded.select(np.flatnonzero(labelled), new_fingerprint=fingerprint("labelled", key))
+    if not task.labels and (marks := int((labels.drop_null().to_numpy() == -1).sum())):
+        logger.warning("%s: %d labels are -1 and read as numbers; mark unlabelled examples by '-'", source.where, marks)
+    return take(loaded, source)
 
 
 def load_nli(source: SourceLike) -> datasets.Dataset:
@@ -62,7 +73,18 @@ def stream(source: SourceLike, task: Task = NLI, buffer: int = 10_000) -> datase
     """
     source = Source.parse(source)
     rows, _ = _reader(source, task, streaming=True)
-    dataset = datasets.IterableDataset.from_generator(rows, features=task.features)
+
+    def labelled() -> Iterator[dict[str, Any]]:
+        total = dropped = 0
+        for row in rows():
+            total += 1
+            dropped += row["label"] is None
+            if row["label"] is not None:
+                yield row
+        if dropped:
+            _say_dropped(source, dropped, total)
+
+    dataset = datasets.IterableDataset.from_generator(labelled, features=task.features)
     if source.limit is not None:
         dataset = dataset.take(source.limit)
     if source.seed is not None:
@@ -96,10 +118,32 @@ def concatenate(sources: Iterable[SourceLike], task: Task = NLI) -> datasets.Dat
     return datasets.concatenate_datasets(loaded)
 
 
+def fits(source: SourceLike, task: Task) -> bool:
+    """Whether a corpus has the columns of a task. Raises as :func:`load` for one that is not there."""
+    source = Source.parse(source)
+    if source.is_file:
+        check_file(source)
+        rows = itertools.islice(read_rows(source.path, source.where, source.field, task.header), 1)
+        there = [name for row in rows for name in row.cells]
+    else:
+        there = load_hub(source).column_names
+    try:
+        _columns(source, task, there)
+    except ValueError:
+        return False
+    return True
+
+
 def _reader(
     source: Source, task: Task, streaming: bool = False
 ) -> tuple[Callable[[], Iterator[dict[str, Any]]], list[Any]]:
     """What yields the examples, and what they depend on; the columns are found, and named if absent, right away."""
+    if source.task not in (None, task.name):
+        raise ValueError(f"{source.where} is of the task {source.task!r} and was to be read as {task.name!r}")
+    if len(task.texts) == 1:
+        source.refuse(f"{task.name} has a single text, which premise names", "hypothesis")
+    if not task.labels:
+        source.refuse(f"the labels of {task.name} are numbers", "labels")
     names: Sequence[str] | None = None
     made_of: list[Any] = []
     if source.is_file:
@@ -131,10 +175,11 @@ def _reader(
         table = label_table(source.labels, names, task.words)
     except ValueError as error:
         raise ValueError(f"{source.where}: {error}") from error
-    unnamed = task is NLI and source.labels is None and names is None
-    if unnamed and any(fold(row.cells.get(columns[-1])).isdigit() for row in first):
-        known = dict(enumerate(LABELS))
-        logger.warning("%s: integer labels without names, read as %s; set labels to be sure", source.where, known)
+    if task.labels and not task.numbered and source.labels is None and names is None:
+        raw_labels = (fold(row.cells.get(columns[-1])) for row in raw_rows())
+        if next((label for label in raw_labels if label not in UNLABELLED), "").isdigit():  # then all of them are
+            known = dict(enumerate(task.labels))
+            logger.warning("%s: integer labels without names, read as %s; set labels to be sure", source.where, known)
     return lambda: _examples(raw_rows(), source, task, columns, table, names), made_of
 
 
@@ -145,13 +190,21 @@ def _columns(source: Source, task: Task, there: Sequence[str]) -> tuple[str, ...
         tuple(named or usual for named, usual in zip(given, layout, strict=True))
         for layout in task.columns(source.fever_order)
     ]
-    for layout in layouts:
-        if set(layout) <= set(there):
-            return layout
+    nearest = max(layouts, key=lambda layout: len(set(layout) & set(there)))  # the first of several
+    if set(nearest) <= set(there):
+        return nearest
+    texts = nearest[:-1]
+    if set(texts) <= set(there):
+        known = dict.fromkeys(layout[-1] for layout in layouts if layout[:-1] == texts)
+        raise ValueError(
+            f"{source.where} has no label: beside {' and '.join(map(repr, texts))} no field "
+            f"{' or '.join(map(repr, known))}; it has {list(there)}: name the column that holds it, label={there[-1]!r}"
+        )
     nested = source.path.removesuffix(".gz").endswith(".json") and source.field is None
-    hint = "; for a list nested in the document set field" if nested else ""
-    arguments = (*("premise", "hypothesis")[: len(task.texts)], "label")
-    argument, column = next(pair for pair in zip(arguments, layouts[0], strict=True) if pair[1] not in there)
+    hint = "; for a list nested in the document set field, for SQuAD's the task qa" if nested else ""
+    argument, column = next(
+        pair for pair in zip(("premise", "hypothesis"), texts, strict=False) if pair[1] not in there
+    )
     raise ValueError(f"{source.where} has no field {argument}={column!r}; it has {list(there)}{hint}")
 
 
@@ -163,8 +216,10 @@ def _examples(
     table: dict[str, int],
     names: Sequence[str] | None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows in the task's form, without the unlabelled ones."""
-    total = kept = 0
+    """The rows in the task's form; the unlabelled ones without texts, and None for a label."""
+    total = kept = marked = 0
+    unlabelled = UNLABELLED if task.labels else (UNDECIDED,)
+    nothing = {**dict.fromkeys(task.texts, ""), "label": None}
     kind = place_of_kind = ""
     for place, cells in rows:
         total += 1
@@ -173,13 +228,15 @@ def _examples(
                 f"{source.where}: {place} has no field {missing[0]!r}; it has {list(cells)}: correct the file"
             )
         raw = cells[columns[-1]]
-        if fold(raw) in UNLABELLED and fold(raw) not in table:
+        if fold(raw) in unlabelled and fold(raw) not in table:
+            yield nothing
             continue
         label = (
             _index(raw, place, source, task, columns[-1], table, names)
             if task.labels
             else _number(raw, place, source, columns[-1])
         )
+        marked += not task.labels and label == -1
         if task.labels and source.labels is None:
             this = "an integer" if fold(raw).isdigit() else "a word"
             if kind and this != kind:
@@ -198,12 +255,14 @@ def _examples(
             example[text] = cells[column]
         kept += 1
         yield example
-    if kept < total:
-        logger.info("%s: dropped %d of %d examples, which are unlabelled", source.where, total - kept, total)
-    if not kept:
+    if kept == marked:  # a test set of the hub has -1 for every number
         raise ValueError(
             f"{source.where} is empty: none of its {total} examples is labelled; check path, split and label"
         )
+
+
+def _say_dropped(source: Source, dropped: int, total: int) -> None:
+    logger.warning("%s: dropped %d of %d examples, which are unlabelled", source.where, dropped, total)
 
 
 def _index(
@@ -215,12 +274,16 @@ def _index(
     table: dict[str, int],
     names: Sequence[str] | None,
 ) -> int:
-    found = None if isinstance(raw, bool) else table.get(fold(raw))
-    if found is None:
-        shown = f"{raw!r} (named {names[raw]!r})" if names and isinstance(raw, int) and raw < len(names) else repr(raw)
+    if (found := table.get(fold(raw))) is None:
+        name = names[raw] if names and isinstance(raw, int) and raw < len(names) else None
+        shown = repr(raw) if name is None else f"{raw!r} (named {name!r})"
+        hint = f"set labels to map it to {', '.join(task.labels)}"
+        if isinstance(source.labels, Mapping) and any(isinstance(key, bool) for key in source.labels):
+            hint = "YAML takes yes and no, on and off without quotes for True and False: quote them in labels"
+        elif task.labels == NLI.labels and fold(raw if name is None else name) in NLI2.words:
+            hint = "these are two classes, entailed or not, which a model of three answers as well: the task is nli2"
         raise ValueError(
-            f"{source.where}: {place} has the unknown label {shown} in {column!r}; known are {sorted(table)}; set "
-            f"labels to map it to {', '.join(task.labels)}"
+            f"{source.where}: {place} has the unknown label {shown} in {column!r}; known are {sorted(table)}; {hint}"
         )
     return found
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 __all__ = ["ENDINGS", "Row", "read_document", "read_rows"]
+
+logger = logging.getLogger(__name__)
 
 ENDINGS = tuple(ending + zipped for ending in (".jsonl", ".json", ".tsv", ".csv") for zipped in ("", ".gz"))
 
@@ -25,7 +28,8 @@ def read_rows(path: str, where: str, field: str | None = None, header: Sequence[
     """The rows of a .jsonl, .json, .tsv or .csv file, each also with .gz, in order and as they are.
 
     A .tsv file is read without quoting, as GLUE's are written; a .csv file with. Cells of tables stay text; cells that
-    a line lacks are left out and those beyond the header dropped. Blank lines are skipped.
+    a line lacks are left out. Blank lines are skipped. Cells beyond the header are an error in a .csv file, where a
+    comma without quotes has moved the others; in a .tsv file they are dropped, with a warning that counts the lines.
 
     Args:
         path: the file.
@@ -112,19 +116,42 @@ def _mapping(cells: Any, where: str, place: str) -> dict[str, Any]:
 
 
 def _table(path: str, where: str, header: Sequence[str] | None, tabs: bool) -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))  # the module's own is 131,072 characters a cell
     style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     reader = csv.reader((text for _, text in _lines(path, where)), **style)
     names: Sequence[str] | None = None
+    longer: list[int] = []
     try:
         for cells in reader:
             if not any(cells):
                 continue
             if names is None:
                 bare = header is not None and len(cells) == len(header) and not set(cells) & set(header)
-                names = header if bare else [cell.strip() for cell in cells]
+                names = header if bare else _header(cells, where)
                 if not bare:
                     continue
             assert names is not None
+            if len(cells) > len(names):
+                if not tabs:
+                    raise ValueError(
+                        f"{where}: line {reader.line_num} has {len(cells)} cells and the header {len(names)}; put "
+                        "texts that hold a comma into quotes"
+                    )
+                longer.append(reader.line_num)
             yield Row(f"line {reader.line_num}", dict(zip(names, cells, strict=False)))
     except csv.Error as error:
         raise ValueError(f"{where}: line {reader.line_num} cannot be read: {error}; correct the file") from error
+    if longer:
+        logger.warning(
+            "%s: %d lines have more cells than the header, the first of them line %d; what is beyond it is not read",
+            where,
+            len(longer),
+            longer[0],
+        )
+
+
+def _header(cells: Sequence[str], where: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise ValueError(f"{where}: the header has {twice[0]!r} twice; give each column a name of its own")
+    return names

@@ -19,7 +19,8 @@ SPELLINGS = {
     **dict.fromkeys(("neutral", "n", "not enough info"), 1),
     **dict.fromkeys(("contradiction", "contradict", "c", "refutes"), 2),
 }
-UNLABELLED = ("-1", "-", "-1.0")  # SNLI's marks for "the annotators did not agree", the hub's for test sets
+UNDECIDED = "-"  # SNLI's mark for "the annotators did not agree"
+UNLABELLED = (UNDECIDED, "-1", "-1.0")  # numbers: the hub's marks of test sets, where labels are classes
 
 
 def fold(label: object) -> str:
@@ -36,13 +37,16 @@ def label_table(
 
     An explicit ``labels`` is the whole truth: nothing is guessed beside it.
 
-    Raises ``ValueError`` where ``labels`` maps to a word that is none of the task's.
+    Raises ``ValueError`` where ``labels`` maps to a word that is none of the task's, or one raw label to two of them.
     """
     if labels is not None:
-        pairs = list(labels.items() if isinstance(labels, Mapping) else enumerate(labels))
-        if unknown := [word for _, word in pairs if fold(word) not in spellings]:
-            raise ValueError(f"labels maps to {unknown[0]!r}; allowed are {', '.join(spellings)}")
-        table = {fold(raw): spellings[fold(word)] for raw, word in pairs}
+        table: dict[str, int] = {}
+        for raw, word in labels.items() if isinstance(labels, Mapping) else enumerate(labels):
+            if fold(word) not in spellings:
+                raise ValueError(f"labels maps to {word!r}; allowed are {', '.join(spellings)}")
+            index = spellings[fold(word)]
+            if table.setdefault(fold(raw), index) != index:
+                raise ValueError(f"labels maps {fold(raw)!r} twice, to two classes; upper and lower case are one")
     else:
         table = dict(spellings)
         if names is None:

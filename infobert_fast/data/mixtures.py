@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infobert_fast.data.files import ENDINGS
 from infobert_fast.data.source import FeverOrder, Source, SourceLike
-from infobert_fast.data.tasks import QUESTION_ANSWERING, TASKS
+from infobert_fast.data.tasks import GLUE, QUESTION_ANSWERING
 
 __all__ = ["CORPORA", "MIXTURES", "expand", "find", "task_of"]
 
@@ -59,8 +59,11 @@ def expand(
     data_dir: str | None = None,
     fever_order: FeverOrder = "reference",
     anli_repeat: Sequence[int] = (1, 1, 1),
+    evaluation: bool = False,
 ) -> list[Source]:
     """Sources with each mix in place of its name, and the hub's address in place of ``glue/TASK``.
+
+    A ``glue/TASK`` without a split is the training split; for ``evaluation`` the labelled one that is not.
 
     ``anli-full`` is SNLI, FEVER-NLI, MultiNLI and ANLI's three rounds; ``anli-part`` SNLI and MultiNLI. With
     ``data_dir`` a mix is read from that folder's files. ``fever_order`` pairs FEVER as (claim, evidence), as the
@@ -69,7 +72,7 @@ def expand(
     20, 10 (the ANLI authors).
 
     Raises:
-        ValueError: for another number of repeats.
+        ValueError: for another number of repeats, and for a mix, which is made for training, in an ``evaluation``.
         FileNotFoundError: for a corpus of a mix that ``data_dir`` lacks, naming the files that were looked for.
     """
     repeats = [int(count) for count in anli_repeat]
@@ -81,10 +84,12 @@ def expand(
     expanded: list[Source] = []
     for source in sources:
         if not isinstance(source, str) or source not in MIXTURES:
-            parsed = _glue(Source.parse(source))
+            parsed = _glue(Source.parse(source), evaluation)
             given = isinstance(source, Source) or (not isinstance(source, str) and "fever_order" in source)
             expanded.append(parsed if given else dataclasses.replace(parsed, fever_order=fever_order))
             continue
+        if evaluation:
+            raise ValueError(f"{source!r} is a mix to train on; evaluate on test sets, such as facebook/anli:test_r1")
         for name in MIXTURES[source]:
             part, files = CORPORA[name]
             if data_dir is not None:
@@ -102,23 +107,25 @@ def expand(
 
 
 def task_of(sources: Sequence[SourceLike]) -> str:
-    """The task that sources speak of by their names: ``glue/TASK``, SQuAD on the hub; else ``nli``."""
+    """The task that sources name, or speak of by their names: ``glue/TASK``, SQuAD on the hub; else ``nli``."""
     for source in map(Source.parse, sources):
         group, _, name = source.path.partition("/")
-        if group == "glue" and name in TASKS:
+        if source.task is not None:
+            return source.task
+        if group == "glue" and name in GLUE:
             return name
-        if source.path == "nyu-mll/glue" and source.config in TASKS:
+        if source.path == "nyu-mll/glue" and source.config in GLUE:
             return str(source.config)
         if source.path.startswith("rajpurkar/squad"):
             return QUESTION_ANSWERING
     return "nli"
 
 
-def _glue(source: Source) -> Source:
-    """``glue/sst2:train`` with the hub's address; without a split, the labelled one that is not for training."""
+def _glue(source: Source, evaluation: bool) -> Source:
+    """``glue/sst2:train`` with the hub's address."""
     group, _, task = source.path.partition("/")
-    if group != "glue" or task not in TASKS or task == "nli" or source.is_file:
+    if group != "glue" or task not in GLUE or source.is_file:
         return source
-    split = source.split or _VALIDATION.get(task, "validation")
+    split = source.split or (_VALIDATION.get(task, "validation") if evaluation else "train")
     name = source.name or f"glue/{task}:{split}"
     return dataclasses.replace(source, path="nyu-mll/glue", config=task, split=split, name=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,8 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from infobert_fast.data.cache import cached_rows, fingerprint, tokenizer_key
 from infobert_fast.data.files import read_document, read_rows
 from infobert_fast.data.source import Source, SourceLike, check_file, load_hub, source_key, take
+from infobert_fast.data.tasks import QUESTION_ANSWERING
 
 __all__ = ["QUESTION_FEATURES", "load_questions", "question_room", "windows"]
+
+logger = logging.getLogger(__name__)
 
 QUESTION_FEATURES = datasets.Features(
     id=datasets.Value("string"),
@@ -24,18 +29,24 @@ QUESTION_FEATURES = datasets.Features(
     },
 )
 MAX_QUESTION_LENGTH = 64  # in tokens, as BERT's
+_Span = tuple[int, int]  # first character, and the one behind the last
 
 
 def load_questions(source: SourceLike) -> datasets.Dataset:
     """Questions with the columns ``id``, ``question``, ``context`` and ``answers`` (``text``, ``answer_start``).
 
     A file is SQuAD's JSON (1.1 or 2.0, plain or .gz), or a JSON line per question with these four fields; a dataset of
-    the hub is one in the form of ``rajpurkar/squad``. Questions of SQuAD 2.0 without an answer have none there.
+    the hub is one in the form of ``rajpurkar/squad``. Questions of SQuAD 2.0 without an answer have none there, as have
+    those whose answers are all empty texts. White space around an answer is taken off, and its place moved.
 
     Raises ``FileNotFoundError`` for a missing file; ``ValueError``, naming file and field, for everything else that
-    cannot be read so, for two questions with one id, and for an answer that does not stand where it is said to.
+    cannot be read so, for two questions with one id, for an answer that does not stand where it is said to, for an
+    empty answer beside another, and for answers to a question that ``is_impossible``.
     """
     source = Source.parse(source)
+    if source.task not in (None, QUESTION_ANSWERING):
+        raise ValueError(f"{source.where} is of the task {source.task!r} and was to be read as questions")
+    source.refuse("questions are read by SQuAD's names", "premise", "hypothesis", "label", "labels", "field")
     if source.is_file:
         check_file(source)
         key = fingerprint("questions", source_key(source))
@@ -96,18 +107,33 @@ def _checked(rows: Iterable[tuple[str, dict[str, Any]]], source: Source) -> Iter
         starts = _get(answers, "answer_start", source.where, f"{place}.answers", list)
         if len(texts) != len(starts):
             raise ValueError(f"{source.where}: {place} has {len(texts)} answers and {len(starts)} answer_starts")
-        for text, start in zip(texts, starts, strict=True):
-            if kept["context"][start : start + len(text)] != text:
-                raise ValueError(
-                    f"{source.where}: {place} (id {kept['id']!r}) has the answer {text!r} at answer_start {start}, "
-                    f"where its context reads {kept['context'][start : start + len(text)]!r}; correct answer_start"
-                )
+        named = f"{source.where}: {place} (id {kept['id']!r})"
+        found = [span for pair in zip(texts, starts, strict=True) if (span := _answer(*pair, kept["context"], named))]
+        if found and len(found) < len(texts):
+            raise ValueError(f"{named} has an empty answer beside {found[0][0]!r}; leave one of them out")
+        if found and row.get("is_impossible"):
+            raise ValueError(f"{named} is_impossible and has the answer {found[0][0]!r}; leave one of them out")
         if kept["id"] in seen:
             raise ValueError(f"{source.where}: {place} has the id {kept['id']!r} a second time; ids must differ")
         seen.add(kept["id"])
-        yield {**kept, "answers": {"text": texts, "answer_start": starts}}
+        yield {**kept, "answers": {"text": [text for text, _ in found], "answer_start": [start for _, start in found]}}
     if not seen:
         raise ValueError(f"{source.where} is empty: it holds no question; check path and split")
+
+
+def _answer(text: Any, start: Any, context: str, named: str) -> tuple[str, int] | None:
+    """An answer without the white space around it, and where it begins; None for the empty text."""
+    if not isinstance(text, str) or not isinstance(start, int) or isinstance(start, bool):
+        raise ValueError(f"{named} has the answer {text!r} at answer_start {start!r}; give a text and a whole number")
+    if not text.strip():
+        return None
+    there = context[max(start, 0) : max(start, 0) + len(text)]
+    if start < 0 or there != text:
+        raise ValueError(
+            f"{named} has the answer {text!r} at answer_start {start}, where its context reads {there!r}; correct "
+            "answer_start"
+        )
+    return text.strip(), start + len(text) - len(text.lstrip())
 
 
 def windows(
@@ -125,11 +151,15 @@ def windows(
     ``ends``, the characters of the paragraph that each token covers (-1 where it covers none). A question is cut after
     64 tokens. Nothing is padded.
 
-    Raises ``ValueError`` for a slow tokenizer, and for lengths that leave no room.
+    Where an answer begins or ends inside a token, that token is taken whole: ``wider`` marks these windows, and a
+    warning counts the answers.
+
+    Raises ``ValueError`` for a slow tokenizer, for lengths that leave no room, and for an answer of which the tokenizer
+    makes no token.
     """
     question_length = question_room(tokenizer, max_length, doc_stride)
     settings = {"max_length": max_length, "doc_stride": doc_stride, "question_length": question_length}
-    return questions.map(
+    cut = questions.map(
         _encode,
         batched=True,
         with_indices=True,
@@ -139,6 +169,9 @@ def windows(
         new_fingerprint=fingerprint("windows", questions._fingerprint, tokenizer_key(tokenizer), settings),
         desc="Cutting windows",
     )
+    if wider := len({example for example, flag in zip(cut["example"], cut["wider"], strict=True) if flag}):
+        logger.warning("%d of %d answers begin or end inside a token, which is taken whole", wider, len(questions))
+    return cut
 
 
 def question_room(tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int) -> int:
@@ -179,20 +212,43 @@ def _encode(
     of_question = encoded.pop("overflow_to_sample_mapping")
     offsets = encoded.pop("offset_mapping")
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("length", "start_positions", "end_positions", "example", "starts", "ends")
+        name: [] for name in ("length", "start_positions", "end_positions", "example", "starts", "ends", "wider")
     }
-    for i, (row, spans) in enumerate(zip(of_question, offsets, strict=True)):
-        context = [part == 1 for part in encoded.sequence_ids(i)]
-        starts = [span[0] if inside else -1 for span, inside in zip(spans, context, strict=True)]
-        ends = [span[1] if inside else -1 for span, inside in zip(spans, context, strict=True)]
-        first, last = _positions(batch["answers"][row], starts, ends)
+    inside = [[part == 1 for part in encoded.sequence_ids(i)] for i in range(len(offsets))]
+    edges: dict[int, tuple[_Span, _Span] | None] = {}  # by question, whose windows stand together
+    for row, group in itertools.groupby(range(len(offsets)), key=of_question.__getitem__):
+        tokens = {span for i in group for span, within in zip(offsets[i], inside[i], strict=True) if within}
+        answers = batch["answers"][row]
+        edges[row] = _edges(answers, tokens, batch["id"][row]) if answers["text"] else None
+    for row, spans, within in zip(of_question, offsets, inside, strict=True):
+        here = [span if flag else (-1, -1) for span, flag in zip(spans, within, strict=True)]
+        first = last = 0
+        wider = False
+        if (wanted := edges[row]) is not None and wanted[0] in here and wanted[1] in here:
+            first, last = here.index(wanted[0]), len(here) - 1 - here[::-1].index(wanted[1])
+            taken = batch["context"][row][wanted[0][0] : wanted[1][1]]
+            wider = taken.strip() != batch["answers"][row]["text"][0].strip()
         columns["length"].append(len(spans))
         columns["start_positions"].append(first)
         columns["end_positions"].append(last)
         columns["example"].append(indices[row])
-        columns["starts"].append(starts)
-        columns["ends"].append(ends)
+        columns["starts"].append([start for start, _ in here])
+        columns["ends"].append([end for _, end in here])
+        columns["wider"].append(wider)
     return {**encoded, **columns}
+
+
+def _edges(answers: dict[str, list[Any]], tokens: set[_Span], key: str) -> tuple[_Span, _Span]:
+    """The characters of the first and the last token that hold some of the first answer's."""
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    held = sorted(span for span in tokens if span[0] < end and span[1] > begin and span[0] < span[1])
+    if not held:
+        raise ValueError(
+            f"question {key!r} has the answer {answers['text'][0]!r}, of which the tokenizer makes no token: leave the "
+            "question out, or use another tokenizer"
+        )
+    return held[0], held[-1]
 
 
 def _cut(question: str, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
@@ -201,16 +257,3 @@ def _cut(question: str, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
         return question
     offsets = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return question if len(offsets) <= length else question[: offsets[length - 1][1]]
-
-
-def _positions(answers: dict[str, list[Any]], starts: list[int], ends: list[int]) -> tuple[int, int]:
-    """First and last token of the first answer, or (0, 0) where the window does not hold all of it."""
-    if not answers["text"]:
-        return 0, 0
-    begin = answers["answer_start"][0]
-    end = begin + len(answers["text"][0])
-    inside = [i for i, start in enumerate(starts) if start >= 0]
-    if not inside or starts[inside[0]] > begin or ends[inside[-1]] < end:
-        return 0, 0
-    first = max(i for i in inside if starts[i] <= begin)
-    return first, min(i for i in inside if ends[i] >= end)

@@ -10,10 +10,13 @@ from typing import Any, Literal, TypeAlias
 
 import datasets
 import numpy as np
+import yaml
 
 from infobert_fast import checks
 from infobert_fast.data.cache import file_key
 from infobert_fast.data.files import ENDINGS
+from infobert_fast.data.settings import read_yaml
+from infobert_fast.data.tasks import TASK_NAMES
 
 __all__ = ["FEVER_ORDERS", "FeverOrder", "Source", "SourceLike", "check_file", "draw", "load_hub", "source_key", "take"]
 
@@ -39,8 +42,10 @@ class Source:
     second and the label; those left out are found by the names that the published corpora use
     (:attr:`infobert_fast.data.tasks.Task.layouts`). ``fever_order`` says how FEVER's columns are paired where they are
     found so: "reference" is (claim, evidence), "anli" (evidence, claim). ``labels`` maps the raw labels to the task's;
-    a sequence gives the meaning of the integers 0, 1, 2. ``limit`` keeps the first labelled examples, after a shuffle
-    where ``seed`` is given; ``repeat`` then repeats them all. ``name`` is what results are reported under.
+    a sequence gives the meaning of the integers 0, 1, 2. ``task`` says what the corpus is for where that is not the
+    task of the whole: in one evaluation some sets may tell three relations apart and others two. ``limit`` keeps the
+    first labelled examples, after a shuffle where ``seed`` is given; ``repeat`` then repeats them all. ``name`` is what
+    results are reported under.
 
     Raises ``ValueError`` for a combination that means nothing.
     """
@@ -59,6 +64,7 @@ class Source:
     seed: int | None = None
     repeat: int = 1
     fever_order: FeverOrder = "reference"
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
@@ -81,18 +87,26 @@ class Source:
                 "['entailment', 'neutral', 'contradiction'] for the meaning of 0, 1, 2"
             )
         checks.choice("fever_order", self.fever_order, FEVER_ORDERS)
+        if self.task is not None:
+            checks.choice("task", self.task, TASK_NAMES)
 
     @classmethod
     def parse(cls, source: Source | str | Mapping[str, Any]) -> Source:
-        """Read the shorthand ``[name=]path[#field][:split]``, or the mapping of a YAML file.
+        """Read the shorthand ``[name=]path[#field][:split]``, or the mapping of a YAML file, also as one text.
 
         ``snli:test``, ``data/dev.jsonl``, ``adv=advglue/dev.json#mnli``. Whatever the shorthand cannot say without
-        ambiguity (a name with a slash, columns, labels) is said by the mapping, whose keys are this class's fields.
+        ambiguity (a name with a slash, columns, labels) is said by the mapping, whose keys are this class's fields:
+        ``{path: hans.jsonl, task: nli2}``.
 
-        Raises ``ValueError`` for text that is no shorthand and for unknown keys.
+        Raises ``ValueError`` for text that is neither and for unknown keys.
         """
         if isinstance(source, Source):
             return source
+        if isinstance(source, str) and source.lstrip().startswith("{"):
+            try:
+                source = read_yaml(source)
+            except yaml.YAMLError as error:
+                raise ValueError(f"source {source!r} is no mapping as YAML writes one: {error}") from error
         if isinstance(source, str):
             match = _SHORTHAND.fullmatch(source.strip())
             if match is None or ("#" in match["path"] and not match["path"].endswith(ENDINGS)):
@@ -130,6 +144,12 @@ class Source:
     def where(self) -> str:
         """What errors call it."""
         return f"source {self.display_name!r} ({self.path})"
+
+    def refuse(self, reason: str, *names: str) -> None:
+        """Raise ``ValueError`` where one of these fields is set, which would have no effect."""
+        for name in names:
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"{self.where} has {name}={value!r}; {reason}: leave it out")
 
 
 SourceLike: TypeAlias = Source | str | Mapping[str, Any]

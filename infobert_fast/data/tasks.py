@@ -1,4 +1,4 @@
-"""The classification and regression tasks: NLI and those of GLUE, with the names that their corpora use."""
+"""The classification and regression tasks: NLI, GLUE's and safety, with the names that their corpora use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import datasets
 
 from infobert_fast.data.labels import LABELS, SPELLINGS
 
-__all__ = ["NLI", "QUESTION_ANSWERING", "TASKS", "TASK_NAMES", "Task", "task_named"]
+__all__ = ["GLUE", "NLI", "NLI2", "QUESTION_ANSWERING", "TASKS", "TASK_NAMES", "Task", "task_named"]
 
 QUESTION_ANSWERING = "qa"
 
@@ -19,13 +19,15 @@ class Task:
     """One task of single texts or pairs.
 
     Args:
-        name: GLUE's, or ``nli``.
+        name: GLUE's, or one of ours: ``nli``, ``nli2`` (entailed or not), ``safety``.
         texts: the columns of one text or two, in our form.
         labels: the classes in their order; empty for regression.
         metrics: GLUE's measures of it, the first being its headline; see :mod:`infobert_fast.metrics.glue`.
         layouts: what files and the hub call the columns: the texts and the label, in the order in which they are tried.
         spellings: other words for the classes.
         header: the columns of a table that is published without its header.
+        finer: labels of models that tell more classes apart, and the class that each falls into.
+        numbered: whether published files have numbers for the classes, so that nothing is guessed in reading them.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Task:
     layouts: tuple[tuple[str, ...], ...] = ()
     spellings: Mapping[str, int] = field(default_factory=dict)
     header: tuple[str, ...] | None = None
+    finer: Mapping[str, int] = field(default_factory=dict)
+    numbered: bool = False
 
     @property
     def words(self) -> dict[str, int]:
@@ -76,6 +80,18 @@ NLI = Task(
     spellings=SPELLINGS,
 )
 
+# Two-way entailment, as HANS has it. A model of three classes answers it: neutral and contradiction entail nothing.
+_TWO_WAY = dict.fromkeys(("non-entailment", "not entailment"), 1)
+_THREE_WAY = {"neutral": 1, "contradiction": 1}
+NLI2 = Task(
+    "nli2",
+    NLI.texts,
+    ("entailment", "not_entailment"),
+    layouts=NLI.layouts,
+    spellings=_TWO_WAY,
+    finer=_THREE_WAY,
+)
+
 
 def _pair(first: str, second: str, *labels: str) -> tuple[tuple[str, ...], ...]:
     return tuple((first, second, label) for label in labels)
@@ -92,14 +108,16 @@ TASKS: dict[str, Task] = {
             ("matthews_correlation", "accuracy"),
             layouts=(("sentence", "label"),),
             header=("source", "label", "mark", "sentence"),
+            numbered=True,
         ),
-        Task("sst2", ("sentence",), ("negative", "positive"), layouts=(("sentence", "label"),)),
+        Task("sst2", ("sentence",), ("negative", "positive"), layouts=(("sentence", "label"),), numbered=True),
         Task(
             "mrpc",
             ("sentence1", "sentence2"),
             ("not_equivalent", "equivalent"),
             ("f1", "accuracy"),
             layouts=(("sentence1", "sentence2", "label"), ("#1 String", "#2 String", "Quality")),
+            numbered=True,
         ),
         Task(
             "qqp",
@@ -107,6 +125,7 @@ TASKS: dict[str, Task] = {
             ("not_duplicate", "duplicate"),
             ("f1", "accuracy"),
             layouts=_pair("question1", "question2", "label", "is_duplicate"),
+            numbered=True,
         ),
         Task(
             "stsb",
@@ -121,21 +140,38 @@ TASKS: dict[str, Task] = {
             ("question", "sentence"),
             ("entailment", "not_entailment"),
             layouts=_pair("question", "sentence", "label"),
+            spellings=_TWO_WAY,
         ),
         Task(
             "rte",
             ("sentence1", "sentence2"),
             ("entailment", "not_entailment"),
             layouts=_pair("sentence1", "sentence2", "label"),
+            spellings=_TWO_WAY,
+            finer=_THREE_WAY,
         ),
         Task(
             "wnli",
             ("sentence1", "sentence2"),
             ("not_entailment", "entailment"),
             layouts=_pair("sentence1", "sentence2", "label"),
+            numbered=True,
+        ),
+        NLI2,
+        Task(
+            "safety",
+            ("text",),
+            ("safe", "unsafe"),
+            ("f1", "accuracy"),
+            layouts=(("text", "label"), ("prompt", "label")),
+            spellings={
+                **dict.fromkeys(("benign", "harmless", "non-toxic"), 0),
+                **dict.fromkeys(("harmful", "toxic", "injection", "jailbreak"), 1),
+            },
         ),
     )
 }
+GLUE = tuple(name for name in TASKS if name not in ("nli", "nli2", "safety"))
 TASK_NAMES = (*TASKS, QUESTION_ANSWERING)
 
 

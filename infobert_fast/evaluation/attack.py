@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -218,12 +218,21 @@ def run(
         questions = list(asked.items())
         scores = [(number, text) for number, ask in questions if isinstance(ask, Score) for text in ask.texts]
         pairs = [(ask.original, text) for _, ask in questions if isinstance(ask, Compare) for text in ask.texts]
-        known = iter(score(scores) if scores else ())
-        alike = iter(compare(pairs) if compare is not None and pairs else ())
+        if pairs and compare is None:
+            raise ValueError("`compare` was None, and an attack is `similar`: give what compares two texts")
+        known, alike = (_answers(ask, texts) for ask, texts in ((score, scores), (compare, pairs)))
         answers = {
             number: np.array(list(itertools.islice(known if isinstance(ask, Score) else alike, len(ask.texts))))
             for number, ask in questions
         }
+
+
+def _answers(ask: Callable[[Any], Answer] | None, questions: Sequence[Any]) -> Iterator[Any]:
+    """One answer a question: a missing one would give each attack the next one's."""
+    found = ask(questions) if ask is not None and questions else ()
+    if len(found) != len(questions):
+        raise ValueError(f"{len(questions)} texts were asked about, and {len(found)} answers came: give one each")
+    return iter(found)
 
 
 def _substitutes(word: str, neighbors: Mapping[str, Sequence[str]]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from infobert_fast.evaluation.aside import aside
 from infobert_fast.evaluation.explain import KINDS, Explanation, Token
 from infobert_fast.evaluation.explain_page import MEANING, PARTS, rows, verdict, words
 
@@ -122,7 +124,8 @@ class _Pen:
             else:  # inches, downwards from (x, y)
                 place = Affine2D().scale(1, -1).translate(x, height - y) + self.figure.dpi_scale_trans
                 artist.set_transform(place)
-        self.figure.savefig(path, metadata={"Software": None} if path.endswith(".png") else None)
+        with aside(Path(path)) as partial:
+            self.figure.savefig(partial, metadata={"Software": None} if path.endswith(".png") else None)
 
     @staticmethod
     def _look(token: Token) -> tuple[float, str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from infobert_fast.evaluation.aside import aside
 from infobert_fast.evaluation.information import Information
 
 __all__ = ["draw_information"]
@@ -32,5 +33,5 @@ def draw_information(bounds: Mapping[str, Information], path: Path, title: str) 
     upper.set_ylabel("I(T; X), upper bound, nats")
     upper.set_xticks(places, names, rotation=45, ha="right")
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with aside(path) as partial:
+        figure.savefig(partial, dpi=150)

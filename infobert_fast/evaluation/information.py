@@ -16,12 +16,13 @@ from infobert_fast import functional
 from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.estimators import InfoNCE
+from infobert_fast.evaluation.accuracy import output_order
 from infobert_fast.training.look import settle_feature
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 
 __all__ = ["Information", "measure_each", "measure_information"]
 
-NOT_FOR_THE_MODEL = ("length", "example", "starts", "ends")
+NOT_FOR_THE_MODEL = ("length", "example", "starts", "ends", "wider")
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,19 @@ def measure_each(
     With ``others`` a second critic, fitted likewise, measures the tokens that are no anchors.
 
     Raises:
-        ValueError: where no token is an anchor.
+        ValueError: where no token is an anchor, and for a model that does not tell the task's classes apart.
     """
 
     perturbed, settled = PerturbedModel(model.eval()), False
 
     def features(dataset: datasets.Dataset) -> Iterator[_Batch]:
         nonlocal settled
-        tokens = dataset if "input_ids" in dataset.column_names else tokenize(dataset, tokenizer, max_length, task=task)
+        ready = "input_ids" in dataset.column_names
+        tokens = dataset if ready else tokenize(dataset, tokenizer, max_length, task=task)
+        output_of = None if ready or not task.labels else torch.from_numpy(output_order(model, task))
         for inputs in _batches(tokens, tokenizer, batch_size):
+            if output_of is not None:
+                inputs["labels"] = output_of[inputs["labels"]]
             inputs = {name: value.to(model.device) for name, value in inputs.items()}
             batch = Batch(inputs, inputs["attention_mask"].sum(1).tolist())
             if not settled:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.evaluation.accuracy import label_order
 from infobert_fast.evaluation.batches import padded_batches
 
@@ -18,19 +19,30 @@ __all__ = ["probabilities", "similarities"]
 def probabilities(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
+    texts: Sequence[tuple[str, ...]],
     *,
     max_length: int = 128,
     batch_tokens: int = 16_384,
+    task: Task = NLI,
 ) -> np.ndarray:
-    """``[pairs, labels]``, float64: of each (premise, hypothesis) the model's probabilities, labels in our order.
+    """``[texts, labels]``, float64: of each text, or pair of texts, the probabilities of the task's classes.
+
+    Where a model tells more classes apart than the task, a class has its most probable output's share: the greatest is
+    then the class of the model's answer, as in :func:`infobert_fast.evaluation.accuracy.predictions`.
 
     Raises:
-        ValueError: for a model that does not tell three relations apart.
+        ValueError: for a model that does not tell the task's classes apart, and for logits that are not finite.
     """
-    rows = _rows(model, tokenizer, [list(part) for part in zip(*pairs, strict=True)], max_length, batch_tokens)
-    # Column j of the model means label `order[j]`.
-    return np.exp(rows - np.logaddexp.reduce(rows, axis=1, keepdims=True))[:, np.argsort(label_order(model))]
+    order = label_order(model, task)
+    rows = _rows(model, tokenizer, [list(part) for part in zip(*texts, strict=True)], max_length, batch_tokens)
+    if not np.isfinite(rows).all():
+        number = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
+        raise ValueError(f"the model's logits of {texts[number]!r} are {rows[number]}")
+    shares = np.exp(rows - np.logaddexp.reduce(rows, axis=1, keepdims=True))
+    best = np.zeros((len(rows), len(task.labels)))
+    for output, label in enumerate(order):
+        best[:, label] = np.maximum(best[:, label], shares[:, output])
+    return best / best.sum(1, keepdims=True)
 
 
 def similarities(

@@ -70,8 +70,8 @@ class DataArguments:
     task: str | None = field(
         default=None,
         metadata={
-            "help": "nli, qa (extractive question answering), or GLUE's cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, "
-            "wnli; by the sources' names where unset, else nli."
+            "help": "nli, nli2 (entailed or not), safety (one text, safe or not), qa (extractive question answering), "
+            "or GLUE's cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; by the sources' names where unset, else nli."
         },
     )
     train_data: list[str] = field(
@@ -260,7 +260,8 @@ def _training_sources(data_args: DataArguments, seed: int) -> list[Source]:
 
 
 def _evaluation_sources(data_args: DataArguments) -> dict[str, Source]:
-    return by_name(expand(data_args.eval_data, data_dir=data_args.data_dir, fever_order=data_args.fever_order))
+    folder, order = data_args.data_dir, data_args.fever_order
+    return by_name(expand(data_args.eval_data, data_dir=folder, fever_order=order, evaluation=True))
 
 
 def _streamed(sources: list[Source], task: Task, args: InfoBertArguments) -> datasets.IterableDataset:

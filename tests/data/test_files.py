@@ -7,6 +7,7 @@ import os
 import pytest
 
 from infobert_fast.data.corpora import load, load_nli, stream
+from infobert_fast.data.files import read_rows
 from infobert_fast.data.tasks import TASKS
 
 GOOD = {"premise": "a cat sleeps", "hypothesis": "an animal sleeps", "label": "entailment"}
@@ -127,3 +128,33 @@ def test_a_changed_file_is_read_anew(tmp_path):
     path.write_text(row(premise="two"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert load_nli(str(path))["premise"][:] == ["two"]
+
+
+def test_a_cell_of_any_length(tmp_path):
+    text = "word " * 60_000  # beyond the csv module's 131,072 characters
+    for name, line in (("a.csv", f'"{text}",e'), ("a.tsv", f"{text}\te")):
+        path = tmp_path / name
+        path.write_text(("text,label\n" if name.endswith("csv") else "text\tlabel\n") + line + "\n")
+        (row,) = read_rows(str(path), "it")
+        assert row.cells == {"text": text, "label": "e"}
+
+
+def test_a_comma_without_quotes_moves_no_text(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("label,premise,hypothesis\ne,a man, a plan,b\n")
+    with pytest.raises(ValueError, match="it: line 2 has 4 cells and the header 3; put texts that hold a comma into"):
+        list(read_rows(str(path), "it"))
+
+
+def test_cells_beyond_a_tables_header_are_counted(tmp_path, caplog):
+    path = tmp_path / "a.tsv"
+    path.write_text("premise\tlabel\na\te\nb\te\tx\nc\te\ty\tz\n")
+    assert [row.cells["premise"] for row in read_rows(str(path), "it")] == ["a", "b", "c"]
+    assert "it: 2 lines have more cells than the header, the first of them line 3" in caplog.text
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("premise,label,label,,\na,e,n,,\n")
+    with pytest.raises(ValueError, match="it: the header has 'label' twice"):
+        list(read_rows(str(path), "it"))

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from infobert_fast.data.answers import AnswerReader
 from infobert_fast.data.qa import load_questions, windows
@@ -207,6 +208,92 @@ def test_rows_that_are_not_the_windows_are_refused(squad, squad_tokenizer):
     cut = windows(questions, squad_tokenizer, 60, 8)
     with pytest.raises(ValueError, match=r"there are 3 windows, 1 rows of `start_logits` and 1 of `end_logits`"):
         AnswerReader().read(questions, cut, [np.zeros(3)], [np.zeros(3)])
+
+
+# ---- the answer that is trained
+
+
+def one_question(jsonl, text, start, context="The quick brown fox jumps", **more):
+    texts, starts = ([text], [start]) if isinstance(text, str) else (text, start)
+    row = {"id": "q", "question": "who", "context": context, "answers": {"text": texts, "answer_start": starts}}
+    return jsonl({**row, **more})
+
+
+def trained(cut, context):
+    return [context[row["starts"][row["start_positions"]] : row["ends"][row["end_positions"]]] for row in cut]
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "kept"),
+    [(" fox", 15, ("fox", 16)), ("fox ", 16, ("fox", 16)), ("  fox\n", 16, ("fox", 18)), ("fox", 16, ("fox", 16))],
+)
+def test_white_space_around_an_answer_is_not_trained(jsonl, squad_tokenizer, text, start, kept):
+    context = "The quick brown " + (text if "\n" in text else "fox ") + "jumps"
+    questions = load_questions(one_question(jsonl, text, start, context))
+    assert (questions[0]["answers"]["text"], questions[0]["answers"]["answer_start"]) == ([kept[0]], [kept[1]])
+    assert trained(windows(questions, squad_tokenizer, 60, 8), context) == ["fox"]
+
+
+@pytest.mark.parametrize(("text", "start"), [("", 0), ("", -1), (" ", 3), (["", ""], [0, 5]), ([], [])])
+def test_empty_answers_are_none(jsonl, squad_tokenizer, text, start):
+    questions = load_questions(one_question(jsonl, text, start, is_impossible=True))
+    assert questions[0]["answers"] == {"text": [], "answer_start": []}
+    (row,) = windows(questions, squad_tokenizer, 60, 8)
+    assert (row["start_positions"], row["end_positions"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ((["fox", ""], [16, 0]), "has an empty answer beside 'fox'; leave one of them out"),
+        (("jumps", -5), "has the answer 'jumps' at answer_start -5, where its context reads 'The q'"),
+        (("fox", 15), "has the answer 'fox' at answer_start 15, where its context reads ' fo'; correct answer_start"),
+        ((["fox"], ["16"]), "has the answer 'fox' at answer_start '16'; give a text and a whole number"),
+        (([7], [16]), "has the answer 7 at answer_start 16; give a text"),
+    ],
+)
+def test_answers_that_stand_elsewhere_are_refused_by_file_and_place(jsonl, answers, message):
+    with pytest.raises(ValueError, match=rf"dev.jsonl\): line 1 \(id 'q'\) {message}"):
+        load_questions(one_question(jsonl, *answers))
+
+
+def test_an_impossible_question_has_no_answer(jsonl):
+    with pytest.raises(ValueError, match=r"\(id 'q'\) is_impossible and has the answer 'fox'"):
+        load_questions(one_question(jsonl, "fox", 16, is_impossible=True))
+
+
+def test_an_answer_inside_a_token_takes_it_whole_and_is_counted(jsonl, squad_tokenizer, caplog):
+    context = "The quick brown foxes jumps"
+    questions = load_questions(one_question(jsonl, "fox", 16, context))
+    assert trained(windows(questions, squad_tokenizer, 60, 8), context) == ["foxes"]
+    assert "1 of 1 answers begin or end inside a token, which is taken whole" in caplog.text
+
+
+def test_an_answer_of_which_no_token_is_left(jsonl, squad_tokenizer):
+    tokenizer = copy.deepcopy(squad_tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("fox", "")
+    with pytest.raises(ValueError, match="question 'q' has the answer 'fox', of which the tokenizer makes no token"):
+        windows(load_questions(one_question(jsonl, "fox", 16)), tokenizer, 60, 8)
+
+
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_a_character_without_a_token_costs_no_answer(jsonl, squad_tokenizer, at):
+    """A mark of no width at the edge of an answer is part of no token; the answer is still found."""
+    tokenizer = copy.deepcopy(squad_tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    text = "\u200bfox" if at == "begin" else "fox\u200b"
+    context = f"The quick brown {text}"
+    questions = load_questions(one_question(jsonl, text, 16, context))
+    assert trained(windows(questions, tokenizer, 60, 8), context) == ["fox"]
+
+
+def test_fields_of_pairs_mean_nothing_to_questions(jsonl):
+    path = one_question(jsonl, "fox", 16)
+    for key, value in (("premise", "x"), ("label", "x"), ("labels", ["entailment"])):
+        with pytest.raises(ValueError, match=f"has {key}=.*questions are read by SQuAD's names: leave it out"):
+            load_questions({"path": path, key: value})
+    with pytest.raises(ValueError, match="is of the task 'nli' and was to be read as questions"):
+        load_questions({"path": path, "task": "nli"})
 
 
 @pytest.mark.parametrize(

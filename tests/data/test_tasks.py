@@ -107,7 +107,7 @@ def test_classes_of_the_hub_are_taken_by_name(monkeypatch):
 
 
 def test_unknown_tasks():
-    with pytest.raises(ValueError, match=r"`task` was 'sst-2'; it must be one of nli, cola, sst2, .*wnli, qa"):
+    with pytest.raises(ValueError, match=r"`task` was 'sst-2'; it must be one of nli, cola, .*wnli, .*safety, qa"):
         task_named("sst-2")
 
 
@@ -168,7 +168,7 @@ def test_tasks_by_the_sources_names():
     assert task_of([{"path": "nyu-mll/glue", "config": "rte"}]) == "rte"
     assert task_of(["rajpurkar/squad_v2:train"]) == "qa"
     assert task_of(["anli-full"]) == task_of(["glue/nli.jsonl"]) == "nli"
-    (source,) = expand(["glue/mnli"])
+    (source,) = expand(["glue/mnli"], evaluation=True)
     assert (source.path, source.config, source.split) == ("nyu-mll/glue", "mnli", "validation_matched")
     (source,) = expand(["dev=glue/sst2:test"])
     assert (source.name, source.split) == ("dev", "test")

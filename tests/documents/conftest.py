@@ -39,6 +39,8 @@ PAIRS += ("DATA/mnli/dev_matched.jsonl", *(f"DATA/anli/test_r{n}.jsonl" for n in
 PAIRS += tuple(f"DATA/cad_nli/{name}.jsonl" for name in ("original_dev", "original_test"))
 PAIRS += tuple(f"DATA/cad_nli/revised_{name}_test.jsonl" for name in ("hypothesis", "premise"))
 PAIRS += ("DATA/textfooler_targets/snli.jsonl", "DATA/textfooler_targets/mnli_matched.jsonl")
+# Pairs that are entailed or not, by name and by words of its own.
+TWO_WAY = {"two.jsonl": ("entailment", "not_entailment"), "own.jsonl": ("yes", "no")}
 QUESTION_FILES = ("DATA/squad/train-v1.1.partial.json",)
 NEIGHBORS = ("neighbors.json", "DATA/synonyms/counterfitted_neighbors.json")
 # Datasets of the hub: those of the package's mixes and suites, and these.
@@ -100,6 +102,9 @@ def write_files(folder, pairs):
     squad = json.dumps({"data": [{"paragraphs": [{"context": qa["context"], "qas": [qa]} for qa in qas]}]})
     for name in PAIRS:
         write(folder / name, forms[Path(name).suffix])
+    for name, (entailed, other) in TWO_WAY.items():
+        two = [{**row, "label": entailed if row["label"] == LABELS[0] else other} for row in rows]
+        write(folder / name, json_lines(two))
     for data in FOLDERS:
         for member in SUITES["nli"]:
             ending = ".json" if member.field else ".jsonl"

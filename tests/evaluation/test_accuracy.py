@@ -1,11 +1,14 @@
 import datasets
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infobert_fast.data.corpora import load_nli
-from infobert_fast.evaluation.accuracy import Accuracy, evaluate, predict
+from infobert_fast.data.tasks import NLI2, TASKS
+from infobert_fast.evaluation.accuracy import Accuracy, evaluate, label_order, output_order, predict, predictions
 from infobert_fast.evaluation.batches import token_batches
+from infobert_fast.evaluation.scoring import probabilities
 
 
 @pytest.fixture
@@ -66,7 +69,61 @@ def test_label_orders_are_taken_by_name(model, tokenizer, corpus):
     model.config.id2label = {0: "CONTRADICTION", 1: "entailment", 2: "Neutral"}
     assert (predict(model, tokenizer, corpus) == np.array([2, 0, 1])[before]).all()
     model.config.id2label = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
-    assert (predict(model, tokenizer, corpus) == before).all()
+    with pytest.raises(ValueError, match="are called LABEL_0, LABEL_1, LABEL_2, which says nothing of them: name them"):
+        predict(model, tokenizer, corpus)
+
+
+def test_three_relations_answer_a_set_of_two(model, tokenizer, corpus):
+    """The most probable output decides, as HANS's authors count; the class has the sum of its outputs' shares."""
+    with torch.no_grad():
+        model.classifier.out_proj.bias[0] += 2  # it would never answer entailment
+    three = predictions(model, tokenizer, corpus)
+    np.testing.assert_allclose(three.probabilities.sum(1), 1)
+    for task in (NLI2, TASKS["rte"]):
+        part = corpus.rename_columns(dict(zip(corpus.column_names, (*task.texts, "label"), strict=True)))
+        two = predictions(model, tokenizer, part, task=task)
+        assert (two.values == (three.values > 0)).all()
+        np.testing.assert_allclose(two.probabilities[:, 1], three.probabilities[:, 1:].sum(1))
+    assert set(two.values) == {0, 1}
+    pairs = list(zip(corpus["premise"], corpus["hypothesis"], strict=True))
+    assert (probabilities(model, tokenizer, pairs, task=NLI2).argmax(1) == two.values).all()
+    model.config.id2label = {0: "CONTRADICTION", 1: "entailment", 2: "Neutral"}
+    assert label_order(model, NLI2).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="tells 3 classes apart and nli2 2, so that no output's loss"):
+        output_order(model, NLI2)
+    assert output_order(model).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("entailment", "neutral", "neutral"),  # twice, and no contradiction
+        ("entailment", "not_entailment", "other"),
+        ("neutral", "contradiction", "not_entailment"),  # nothing entails
+    ],
+)
+def test_names_that_do_not_part_two_classes(model, names):
+    model.config.id2label = dict(enumerate(names))
+    with pytest.raises(ValueError, match="the model's labels are"):
+        label_order(model, NLI2)
+
+
+def test_an_always_neutral_model_is_half_right_on_two_balanced_classes(model, tokenizer, corpus):
+    with torch.no_grad():
+        for parameter in model.classifier.out_proj.parameters():
+            parameter.zero_()
+        model.classifier.out_proj.bias[1] = 1
+    two = datasets.Dataset.from_dict({**corpus.to_dict(), "label": [i % 2 for i in range(len(corpus))]})
+    assert evaluate(model, tokenizer, {"hans": two}, task=NLI2)["hans"].value == 0.5
+
+
+def test_logits_that_are_not_finite_are_refused(model, tokenizer, corpus):
+    with torch.no_grad():
+        model.classifier.out_proj.bias[1] = float("nan")
+    with pytest.raises(ValueError, match=r"the model's logits of example 1 of dev are \["):
+        predict(model, tokenizer, corpus, name="dev")
+    with pytest.raises(ValueError, match=r"the model's logits of \('a', 'b'\) are"):
+        probabilities(model, tokenizer, [("a", "b")])
 
 
 def test_other_label_sets_are_refused(model, tokenizer, corpus):

@@ -180,6 +180,14 @@ def test_questions_are_told_apart():
     assert ask.send(probabilities([""])) == Compare("good", ["fine", "decent"])
 
 
+def test_answers_that_do_not_match_their_questions_are_refused():
+    attacks = [attack("good film", 1, NEIGHBORS, Limits()) for _ in range(2)]
+    with pytest.raises(ValueError, match="2 texts were asked about, and 1 answers came"):
+        list(run(attacks, lambda questions: score(questions)[:1]))
+    with pytest.raises(ValueError, match="`compare` was None, and an attack is `similar`"):
+        list(run([attack("good", 1, NEIGHBORS, Limits(), similar=True)], score))
+
+
 @pytest.fixture
 def neighbors(nli_folder, tmp_path):
     """Every word of the corpus may become each of three others of it."""

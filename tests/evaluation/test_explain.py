@@ -230,3 +230,37 @@ def test_the_commands_refusals(nli_folder, arguments, message, capsys, tmp_path,
     assert main(["explain", str(nli_folder / "model"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a box", "--limit", "3"], "`limit` was 3; it is for the examples of a source: give --data"),
+        (["a box", "--task", "nli"], "`task` was 'nli'; it is for the examples of a source"),
+        (["--data", "DATA", "--label", "neutral"], "`label` was ['neutral']; the examples of --data have theirs"),
+        (["--data", "TWO", "--task", "nli2"], "no output's loss is that of a class"),
+        (["a box", "--model_labels", "x", "y"], "`model_labels` was ['x', 'y']; the model has 3 outputs"),
+    ],
+)
+def test_options_without_an_effect_are_refused(nli_folder, tmp_path, capsys, arguments, message):
+    (tmp_path / "two.jsonl").write_text('{"premise": "a", "hypothesis": "b", "label": "entailment"}\n')
+    paths = {"DATA": str(nli_folder / "test.jsonl"), "TWO": str(tmp_path / "two.jsonl")}
+    typed = [paths.get(word, word) for word in arguments]
+    assert main(["explain", str(nli_folder / "model"), *typed]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_leaves_the_last_picture(nli_folder, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def fails(figure, path, **settings):
+        path.write_bytes(b"half")
+        raise RuntimeError("no more paper")
+
+    page = tmp_path / "e.png"
+    page.write_bytes(b"the last")
+    monkeypatch.setattr(Figure, "savefig", fails)
+    with pytest.raises(RuntimeError, match="no more paper"):
+        main(["explain", str(nli_folder / "model"), "a box", "--output", str(page)])
+    assert page.read_bytes() == b"the last"
+    assert list(tmp_path.iterdir()) == [page]

@@ -70,3 +70,25 @@ def test_tokens_that_are_no_anchors(model, tokenizer, corpora):
 def test_an_empty_window_is_named(model, tokenizer, corpora):
     with pytest.raises(ValueError, match=r"no token of a batch is an anchor for `cl` 0.5 and `ch` 0.5"):
         measure_information(model, tokenizer, *corpora, cl=0.5, ch=0.5)
+
+
+def test_the_loss_is_that_of_the_models_own_label_order(model, tokenizer, corpora):
+    """Anchors follow the gradient of the right label's loss, wherever the model has that label."""
+    train, test = corpora
+    settings = {"batch_size": 16, "epochs": 2}
+    before = measure_information(model, tokenizer, train, test, **settings)
+    names, layer = model.config.id2label, model.classifier.out_proj
+    turned = [2, 0, 1]
+    try:
+        model.config.id2label = {i: names[j] for i, j in enumerate(turned)}
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight[turned])
+            layer.bias.copy_(layer.bias[turned])
+        after = measure_information(model, tokenizer, train, test, **settings)
+    finally:
+        model.config.id2label = names
+        with torch.no_grad():
+            back = [turned.index(i) for i in range(3)]
+            layer.weight.copy_(layer.weight[back])
+            layer.bias.copy_(layer.bias[back])
+    assert (after.upper, after.lower) == pytest.approx((before.upper, before.lower), rel=1e-5)

@@ -1,12 +1,14 @@
 """Suites, their one table, and the check of the evaluator against published predictions."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering
 
 from infobert_fast import cli
+from infobert_fast.cli.evaluate import _task_of
 from infobert_fast.data.corpora import load_nli
 from infobert_fast.data.labels import LABELS
 from infobert_fast.data.source import Source
@@ -131,6 +133,19 @@ def test_other_measures_have_bootstrap_intervals():
     assert classified(TASKS["stsb"], noisy, labels) == result  # from run to run
 
 
+def test_the_interval_of_f1_over_questions():
+    """The mean and 1.96 times its standard error, of shares worked out by hand."""
+    right = {key: ["b c d"] for key in "qrstu"}
+    result = answered(squad_scores(right, {"q": "b c d", "r": "x", "s": "b c", "t": "b", "u": "x"}))
+    shares = [1, 0, 4 / 5, 2 / 4, 0]
+    assert result.value == pytest.approx(46)
+    half = 1.959963984540054 * (sum((share - 0.46) ** 2 for share in shares) / 4 / 5) ** 0.5
+    assert (result.low, result.high) == pytest.approx((100 * (0.46 - half), 100 * (0.46 + half)))
+    assert half == pytest.approx(0.39975, abs=1e-5)
+    alone = answered(squad_scores({"q": ["x"]}, {"q": "x"}))
+    assert (alone.low, alone.high) == (100, 100)
+
+
 def test_answers_are_held_against_their_originals():
     right = {"q": ["x y"], "q-a": ["x y"], "r": ["z"]}
     result = answered(squad_scores(right, {"q": "x y", "q-a": "x", "r": "z"}))
@@ -251,17 +266,120 @@ def test_scores_are_not_lost_with_the_bounds(nli_folder, tmp_path, monkeypatch):
         (["--data", "one.jsonl", "--data_dir", "d"], "`data_dir` was 'd'; it says where a suite's files are"),
         (["--suite", "qa", "--data_dir", "."], "`data_dir` '.' holds no set of the suite 'qa'"),
         (["--data", "one.jsonl", "--limit", "0"], "`limit` was 0"),
-        (["--data", "one.jsonl", "--mi_report", "m.png"], "name a source to fit its critics on: --information SOURCE"),
+        (["--data", "one.jsonl", "--mi_report", "m.png"], "`mi_report` was m.png; name a source to fit the bounds'"),
         (["--data", "one.jsonl", "--task", "sst2"], "no field premise='sentence'"),
         (["--data", "d/one.jsonl", "d_one=one.jsonl", "--predictions", "p"], "would be written to one file, d_one"),
         (["--data", "one.jsonl", "--information", "one.jsonl", "--cl", "1", "--ch", "1"], "needs anchors: part them"),
-        (["--data", "pair.tsv", "--task", "rte"], "the model has 3 labels"),
+        (["--data", "pair.tsv", "--task", "wnli"], "the model has 3 labels"),
+        *(
+            (["--data", "one.jsonl", f"--{name}", "7"], f"`{name}` was 7; it is for questions, and the task is nli")
+            for name in ("doc_stride", "n_best", "max_answer_length")
+        ),
+        (["--data", "one.jsonl", "--null_threshold", "0"], "`null_threshold` was 0.0; it is for questions"),
+        (["--data", "one.jsonl", "--cl", "0.4"], "`cl` was 0.4; name a source to fit the bounds' critics on"),
+        (["--data", "one.jsonl", "--ch", "0.4"], "`ch` was 0.4; name a source"),
+        (["--data", "one.jsonl", "--information_limit", "9"], "`information_limit` was 9; name a source"),
+        (["--suite", "qa", "--task", "nli"], "`task` was 'nli' with the suite 'qa', which has a task of its own"),
+        (["--data", "one.jsonl", "--model_labels", "e", "n"], "`model_labels` was ['e', 'n']; the model has 3 outputs"),
+        (["--data", "pair.tsv", "--task", "rte", "--fever_order", "anli"], "`fever_order` was 'anli'; it is for nli"),
+        (["--data", "one.jsonl", "{path: q.jsonl, task: qa}"], "the sets are of the tasks nli, qa; a model answers or"),
+        (
+            ["--data", "{path: one.jsonl, task: nli2}", "--task", "nli", "--information", "one.jsonl"],
+            "the sets are of the tasks nli2, nli; `information` is measured on one",
+        ),
+        (
+            ["--data", "{path: two.jsonl, task: nli2}", "--information", "{path: two.jsonl, task: nli2}"],
+            "no output's loss is that of a class",
+        ),
+        (["--data", "anli-full"], "'anli-full' is a mix to train on"),
+        (["--data", "one.jsonl", "--information", "absent.jsonl"], "does not exist"),
         (["--data", "one.jsonl", "--task", "qa"], "is a RobertaForSequenceClassification, and qa needs one ending in"),
     ],
 )
 def test_refusals(nli_folder, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.jsonl").write_text('{"premise": "a", "hypothesis": "b", "label": "neutral"}\n')
+    (tmp_path / "two.jsonl").write_text('{"premise": "a", "hypothesis": "b", "label": "entailment"}\n')
+    (tmp_path / "q.jsonl").write_text("{}")
     (tmp_path / "pair.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\tentailment\n")
     assert cli.main(["evaluate", str(nli_folder / "model"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+# ---- what the model's outputs mean
+
+
+def saved(nli_folder, tmp_path, names):
+    """The tiny model under other names of its outputs."""
+    shutil.copytree(nli_folder / "model", tmp_path / "named")
+    path = tmp_path / "named/config.json"
+    config = json.loads(path.read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    path.write_text(json.dumps(config))
+    return str(tmp_path / "named")
+
+
+def accuracies(command, tmp_path):
+    assert cli.main([*command, "--output", str(tmp_path / "r.json")]) == 0
+    return {name: row["accuracy"] for name, row in json.loads((tmp_path / "r.json").read_text()).items()}
+
+
+def test_names_that_say_nothing_are_given_by_hand(nli_folder, tmp_path, capsys):
+    data = ["--data", f"t={nli_folder / 'test.jsonl'}"]
+    right = accuracies(["evaluate", str(nli_folder / "model"), *data], tmp_path)
+    model = saved(nli_folder, tmp_path, ["LABEL_0", "LABEL_1", "LABEL_2"])
+    assert cli.main(["evaluate", model, *data]) == 2
+    assert "name what it does, --task, and --model_labels, what they mean" in capsys.readouterr().err
+    (tmp_path / "n.json").write_text("{}")
+    for command in (["evaluate", "--task", "nli"], ["explain"], ["attack", "--neighbors", str(tmp_path / "n.json")]):
+        assert cli.main([command[0], model, *command[1:], *data]) == 2
+        assert "are called LABEL_0, LABEL_1, LABEL_2, which says nothing of them" in capsys.readouterr().err
+    named = ["--model_labels", "entailment", "neutral", "contradiction"]
+    assert accuracies(["evaluate", model, *data, *named], tmp_path) == right
+    turned = accuracies(["evaluate", model, *data, "--model_labels", "contradiction", "entailment", "n"], tmp_path)
+    assert turned != right
+
+
+def test_a_set_of_two_classes_beside_one_of_three(nli_folder, tmp_path, capsys):
+    lines = (nli_folder / "test.jsonl").read_text()
+    for name in ("neutral", "contradiction"):
+        lines = lines.replace(f'"label": "{name}"', '"label": "non-entailment"')
+    (tmp_path / "hans.jsonl").write_text(lines)
+    command = ["evaluate", str(nli_folder / "model"), "--suite", f"t={nli_folder / 'test.jsonl'}"]
+    assert cli.main([*command, str(tmp_path / "hans.jsonl")]) == 2
+    assert "the task is nli2" in capsys.readouterr().err
+    hans = f"{{path: {tmp_path / 'hans.jsonl'}, task: nli2, name: hans}}"
+    found = accuracies([*command, hans, "--predictions", str(tmp_path / "p")], tmp_path)
+    assert found["hans"] > found["t"]  # neutral for contradiction is no error here
+    words = {line.split("\t")[1] for line in (tmp_path / "p/hans.tsv").read_text().splitlines()[1:]}
+    assert words == {"not_entailment"}  # as the model answers; its neutral is none of this set's words
+    # A mapping says the same of words that no task knows.
+    (tmp_path / "own.jsonl").write_text(lines.replace("non-entailment", "no").replace('"entailment"', '"yes"'))
+    own = f"{{path: {tmp_path / 'own.jsonl'}, labels: {{yes: entailment, no: not_entailment}}, name: hans}}"
+    again = accuracies(["evaluate", str(nli_folder / "model"), "--data", own, "--task", "nli2"], tmp_path)
+    assert again == {"hans": found["hans"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "header", "task"),
+    [
+        (("entailment", "not_entailment"), ("question", "sentence", "label"), "qnli"),
+        (("entailment", "not_entailment"), ("sentence1", "sentence2", "label"), None),
+        (("entailment", "not_entailment"), ("text", "label"), None),
+        (("safe", "unsafe"), ("text", "label"), "safety"),
+        (("acceptable", "unacceptable"), ("sentence", "label"), "cola"),
+        (("score",), ("sentence1", "sentence2", "score"), "stsb"),
+        (("entailment", "neutral", "contradiction"), ("premise", "hypothesis", "label"), "nli"),
+        (("yes", "no"), ("text", "label"), None),
+    ],
+)
+def test_the_task_follows_from_the_labels_and_the_columns(tmp_path, names, header, task):
+    (tmp_path / "t.tsv").write_text("\t".join(header) + "\n" + "\t".join(["1"] * len(header)) + "\n")
+    config = BertConfig(id2label=dict(enumerate(names)), architectures=["BertForSequenceClassification"])
+    sources = [Source(str(tmp_path / "t.tsv"))]
+    if task is not None:
+        assert _task_of(config, sources) == task
+        return
+    with pytest.raises(ValueError, match=r"say which it is, --task (rte|qnli)|are the classes of no task"):
+        _task_of(config, sources)
+    assert _task_of(config, [Source("x.tsv", task="rte")]) == "rte"
