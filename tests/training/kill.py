@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
-from infobert_fast.training import checkpoints
+from infobert_fast.training.reliability import checkpoints
 
 ENGINES = {"one": 1, "ddp": 2, "zero2": 2}
 PATIENCE = 60  # seconds
