@@ -97,7 +97,8 @@ def anchor_window(cl: float, ch: float) -> None:
 def matrix(name: str, value: Tensor, *, width: int | None = None, like: tuple[str, Tensor] | None = None) -> None:
     """Refuse anything but a floating matrix ``[rows >= 1, width]`` on the device and of the dtype of ``like``."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` was a {type(value).__name__}; it must be a torch.Tensor")
+        advice = ": call `torch.from_numpy` on it" if type(value).__name__ == "ndarray" else ""
+        raise TypeError(f"`{name}` was a {type(value).__name__}; it must be a torch.Tensor{advice}")
     if not value.is_floating_point():
         raise TypeError(f"`{name}` has dtype {value.dtype}; it must be a floating dtype: call `.float()` on it")
     if value.dim() == 1:
@@ -106,7 +107,8 @@ def matrix(name: str, value: Tensor, *, width: int | None = None, like: tuple[st
             f"`.unsqueeze(1)` on it, where each row is one number"
         )
     if value.dim() != 2:
-        raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be a matrix [rows, width]: flatten it first")
+        advice = "call `.unsqueeze(1)` for rows of one feature" if value.dim() == 1 else "flatten it first"
+        raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be a matrix [rows, width]: {advice}")
     if width is not None and value.shape[1] != width:
         raise ValueError(
             f"`{name}` is {value.shape[1]} wide; it must be {width} wide, the width the critic was built for"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -296,7 +297,10 @@ def freelb_init(
     for i in range(len(delta)):
         scale = adv_init_mag
         if norm_type == "l2":
-            scale = adv_init_mag / math.sqrt(int(attention_mask[i].bool().sum()) * embeddings.shape[-1])
+            # rounded to delta's dtype at every step, in NumPy, whose square root is correctly rounded
+            number = np.float64 if delta.dtype == torch.float64 else np.float32
+            entries = max(1, int(attention_mask[i].bool().sum()) * embeddings.shape[-1])
+            scale = float(number(adv_init_mag) / np.sqrt(number(entries)))
         delta[i] = delta[i] * attention_mask[i].unsqueeze(-1).to(delta.dtype) * scale
     return delta
 

@@ -88,7 +88,7 @@ def sum_parts(part_ptr, tiles, i: tl.constexpr, BP: tl.constexpr, PARTS: tl.cons
 def ascent_kernel(
     delta_ptr, grad_ptr, mask_ptr, part_ptr, out_ptr,
     delta_sentence, delta_token, delta_unit, grad_sentence, grad_token, grad_unit, mask_sentence, mask_token,
-    n_tokens, n_units, adv_lr, adv_max_norm,
+    n_tokens, n_units, adv_lr: tl.float64, adv_max_norm: tl.float64,
     BT: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr, PARTS: tl.constexpr, CLAMP: tl.constexpr,
 ):  # fmt: skip
     """The next delta of BT tokens, contiguous; a sentence's norms clamped at 1e-8, NaN in them kept."""
@@ -97,6 +97,7 @@ def ascent_kernel(
     o_t = (i_tile * BT + tl.arange(0, BT)).to(tl.int64)
     m_t = token_mask(mask_ptr, i_sentence, o_t, mask_sentence, mask_token, n_tokens)
     dtype = part_ptr.dtype.element_ty
+    adv_lr, adv_max_norm = tl.full((), adv_lr, dtype=dtype), tl.full((), adv_max_norm, dtype=dtype)
     part_ptr += i_sentence * tiles * PARTS
     if PARTS == 2:
         largest = tl.zeros([BP], dtype=dtype)

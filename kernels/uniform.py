@@ -23,7 +23,7 @@ def signed_uniform(number):
 
 @triton.jit(do_not_specialize=["seed", "mask_sentence", "n_tokens"])
 def start_kernel(
-    mask_ptr, id_ptr, out_ptr, mask_sentence, mask_token, n_tokens, n_units, seed: tl.int64, magnitude,
+    mask_ptr, id_ptr, out_ptr, mask_sentence, mask_token, n_tokens, n_units, seed: tl.int64, magnitude: tl.float64,
     BT: tl.constexpr, BQ: tl.constexpr, BM: tl.constexpr, IDS: tl.constexpr, L2: tl.constexpr,
 ):  # fmt: skip
     """The start of BT tokens, 4 BQ channels at a time: uniform numbers times the sentence's scale, zero at padding."""
@@ -41,7 +41,7 @@ def start_kernel(
     o_t = (i_tile * BT + tl.arange(0, BT)).to(tl.int64)
     m_t = tl.load(mask_ptr + o_t * mask_token, mask=o_t < n_tokens, other=0).to(tl.float32) != 0
     token = tl.sum(earlier, 0) + tl.cumsum(m_t.to(tl.int32), 0) - 1
-    scale = tl.full((), 1.0, dtype=dtype) * magnitude
+    scale = tl.full((), magnitude, dtype=dtype)
     if L2:
         entries = (tl.maximum(tl.sum(length, 0), 1) * n_units).to(dtype)
         # rounded as IEEE says, which the plain forms in fp32 are not on a GPU, so that PyTorch has the same bits

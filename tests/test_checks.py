@@ -98,7 +98,11 @@ def test_matrix():
     checks.matrix("x", rows.bfloat16())
     refused(checks.matrix, "x", [[1.0]], error=TypeError, match=r"`x` was a list; it must be a torch.Tensor")
     refused(checks.matrix, "x", rows.int(), error=TypeError, match=r"`x` has dtype torch.int32.*call `.float\(\)`")
-    refused(checks.matrix, "x", rows[0], match=r"`x` has shape \[4\]; it must be a matrix \[rows, width\]: flatten")
+    refused(
+        checks.matrix, "x", rows[0], match=r"`x` has shape \[4\]; it must be a matrix \[rows, width\]: call `.unsqu"
+    )
+    refused(checks.matrix, "x", rows[None], match=r"`x` has shape \[1, 3, 4\]; .* \[rows, width\]: flatten it first")
+    refused(checks.matrix, "x", rows.numpy(), error=TypeError, match=r"`x` was a ndarray; .*: call `torch.from_numpy`")
     refused(checks.matrix, "x", rows, width=5, match=r"`x` is 4 wide; it must be 5 wide")
     refused(checks.matrix, "x", rows[:0], match=r"`x` holds zero rows.*skip the call")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import infobert_fast
-from infobert_fast import CLUB, CLUBv2, InfoNCE, functional, reference
+from infobert_fast import CLUB, MINE, NWJ, CLUBv2, InfoNCE, L1OutUB, VarUB, functional, reference
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -90,12 +90,25 @@ def test_info_nce_in_bfloat16_and_under_autocast():
 
 
 def test_modules_are_copied_and_pickled():
-    for module in (InfoNCE(6, 4), CLUB(6, 4), CLUBv2(6, 4)):
-        copy.deepcopy(module)
+    """A copy has the same values in weights of its own, and CLUB's Adam moves those and no others."""
+    x, y = normal(9, 6).float(), normal(9, 4).float()
+    others = (estimator(6, 4, 8) for estimator in (NWJ, MINE, L1OutUB, VarUB))
+    for module in (InfoNCE(6, 4), CLUB(6, 4), CLUBv2(6, 4), *others):
         file = io.BytesIO()
         torch.save(module, file)
         file.seek(0)
-        assert type(torch.load(file, weights_only=False)) is type(module)
+        before, value = copy.deepcopy(module.state_dict()), module(x, y)
+        for twin in (copy.deepcopy(module), torch.load(file, weights_only=False)):
+            assert type(twin) is type(module)
+            assert repr(twin) == repr(module)
+            assert torch.equal(twin(x, y), value)
+            if isinstance(module, CLUB):
+                twin.update(x, y)
+            else:
+                for parameter in twin.parameters():
+                    parameter.data += 1
+            assert all(not torch.equal(twin.state_dict()[name], tensor) for name, tensor in before.items())
+            assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in before.items())
 
 
 @pytest.mark.parametrize(
@@ -398,9 +411,24 @@ def test_club_cannot_be_built_wrong():
         ({"x_dim": 0}, "`x_dim` was 0"),
         ({"y_dim": 0}, "`y_dim` was 0"),
         ({"lr": -1.0}, "`lr` was -1.0"),
+        ({"lr": 64}, "`lr` was 64; .*the width of q's networks is `hidden_size`, by name"),
+        ({"hidden_size": 1}, "`hidden_size` was 1"),
+        ({"logvar_range": (1.0, 1.0)}, "`logvar_range` was"),
     ):
         with pytest.raises(ValueError, match=message):
             CLUB(**({"x_dim": 6, "y_dim": 4} | arguments))
+    with pytest.raises(ValueError, match="`hidden_size`"):
+        CLUB(6, 4, 64)  # the third argument of CLUB's public code
+
+
+def test_clubs_width_and_range_are_as_asked():
+    upper, x, y = CLUB(6, 4, hidden_size=20, logvar_range=(-6.0, 2.0)).double(), 50 * normal(99, 6), normal(99, 4)
+    assert [tuple(p.shape) for p in upper.p_mu.parameters()] == [(10, 6), (10,), (4, 10), (4,)]
+    logvar = upper.get_mu_logvar(x)[1]
+    torch.testing.assert_close(logvar, 4 * upper.p_logvar(x) - 2)
+    assert -6 <= logvar.min() < -4 < 0 < logvar.max() <= 2
+    torch.testing.assert_close(upper(x, y), reference.gaussian_club(*upper.get_mu_logvar(x), y))
+    assert torch.equal(CLUBv2(6, 4)(None, y), functional.club(y))
 
 
 # --- a user's script ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from infobert_fast import MINE, NWJ, InfoNCE, L1OutUB, VarUB
+from infobert_fast import CLUB, MINE, NWJ, CLUBv2, InfoNCE, L1OutUB, VarUB
 
 WIDTH, RHO = 4, math.sqrt(0.5)
 TRUTH = -WIDTH / 2 * math.log(1 - RHO**2)  # 1.386 nats
@@ -69,6 +69,51 @@ def test_leave_one_out_lies_above_and_comes_near():
     assert TRUTH - 3 * error < mean < TRUTH + 0.1
 
 
+# --- a scalar with little noise: 3.1 nats, where q's published log-variance of at least -1 is far from the truth's -6.2
+
+LITTLE = math.exp(-6.2)  # the variance of the noise
+
+
+def scalars(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x, noise = torch.randn(2, rows, 1, generator=torch.Generator().manual_seed(seed))
+    return x, math.sqrt(1 - LITTLE) * x + math.sqrt(LITTLE) * noise
+
+
+def fitted(bound):
+    """After 600 steps of Adam on fresh samples, its mean over eight fresh batches of 512."""
+    optimizer = torch.optim.Adam(bound.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=600)
+    for step in range(600):
+        optimizer.zero_grad()
+        bound.learning_loss(*scalars(256, seed=step)).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return torch.stack([bound(*scalars(512, seed=10_000 + n)) for n in range(8)]).mean()
+
+
+@pytest.mark.parametrize("estimator", [L1OutUB, VarUB])
+def test_a_wide_range_of_variances_reaches_the_truth_and_the_published_one_cannot(estimator):
+    torch.manual_seed(0)
+    assert -0.1 < fitted(estimator(1, 1, 32, logvar_range=(-10.0, 10.0))) - 3.1 < 0.25
+    assert fitted(estimator(1, 1, 32)) < 1.2
+
+
+def test_clubs_defaults_are_no_bound_there_and_its_options_make_it_one():
+    torch.manual_seed(0)
+    assert fitted(CLUB(1, 1)) < 3.1
+    assert fitted(CLUB(1, 1, hidden_size=32, logvar_range=(-10.0, 10.0))) > 3.1
+
+
+def test_club_v2_knows_nothing_of_x():
+    """It is the trace of y's covariance: y's own scale decides it, and the dependence on x nothing."""
+    x, y = samples(4096, seed=0)
+    values = [CLUBv2(WIDTH, WIDTH)(other, y) for other in (x, y, torch.randn(4096, WIDTH), None)]
+    assert all(torch.equal(value, values[0]) for value in values)
+    torch.testing.assert_close(values[0], torch.cov(y.t(), correction=0).trace())
+    torch.testing.assert_close(CLUBv2(WIDTH, WIDTH)(x, 3 * y), 9 * values[0])
+
+
 @pytest.mark.parametrize("estimator", [L1OutUB, VarUB])
 def test_the_conditional_is_fitted_by_its_likelihood(estimator):
     torch.manual_seed(0)
@@ -118,3 +163,38 @@ def test_refuses():
         VarUB(6, 4, 1)
     with pytest.raises(ValueError, match="`implementation` was 'cuda'"):
         NWJ(6, 4, 16, implementation="cuda")
+    for given, message in (
+        ((1.0, -1.0), r"`logvar_range` was \(1.0, -1.0\)"),
+        ((-math.inf, 1), r"`logvar_range\[0\]` was -inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            L1OutUB(6, 4, 16, logvar_range=given)
+
+
+LEARNED = {"CLUB": lambda: CLUB(6, 4), "L1OutUB": lambda: L1OutUB(6, 4, 16), "VarUB": lambda: VarUB(6, 4, 16)}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_bounds_name_what_is_wrong_with_their_samples(name):
+    x, y = torch.zeros(3, 6), torch.zeros(3, 4)
+    cases = [
+        (x.numpy(), y, "`x_samples` was a ndarray; it must be a torch.Tensor: call `torch.from_numpy`"),
+        (x, y.numpy(), "`y_samples` was a ndarray"),
+        (x, y[:, 0], r"`y_samples` has shape \[3\]; .*`\.unsqueeze\(1\)`"),
+        (x[:, 0], y, r"`x_samples` has shape \[3\]; .*`\.unsqueeze\(1\)`"),
+        (x.double(), y.double(), r"`x_samples` has dtype torch.float64 and the estimator's weights torch.float32"),
+        (x.half(), y.half(), r"`x_samples` has dtype torch.float16 and .*`\.to\(torch.float32\)` on the samples"),
+        (x.double(), y, "they must agree"),
+    ]
+    for first, second, message in cases:
+        bound = LEARNED[name]()
+        doors = [bound, bound.loglikeli, bound.learning_loss]
+        doors += [bound.update, bound.fit_step, bound.mi_est_sample] if name == "CLUB" else []
+        for door in doors:
+            with pytest.raises((TypeError, ValueError), match=message):
+                door(first, second)
+    assert LEARNED[name]().double()(x.double(), y.double()).dtype == torch.float64
+    with torch.autocast("cpu", torch.bfloat16):
+        assert LEARNED[name]()(x.bfloat16(), y).dtype == torch.float32
+        with pytest.raises(TypeError, match=r"`x_samples` has dtype torch\.float64"):
+            LEARNED[name]()(x.double(), y.double())

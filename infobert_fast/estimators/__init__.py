@@ -2,7 +2,7 @@
 
 from infobert_fast.estimators.club import CLUB, CLUBv2
 from infobert_fast.estimators.contrastive import MINE, NWJ, InfoNCE
+from infobert_fast.estimators.gaussian import L1OutUB, VarUB
 from infobert_fast.estimators.separable import SeparableInfoNCE
-from infobert_fast.estimators.variational import L1OutUB, VarUB
 
 __all__ = ["CLUB", "MINE", "NWJ", "CLUBv2", "InfoNCE", "L1OutUB", "SeparableInfoNCE", "VarUB"]

@@ -28,7 +28,8 @@ def select_anchors(
 
     Norms ``||grad_t||_2`` are taken in float32 at least and ranked from 0 in ascending order: the lowest are the least
     useful tokens, the highest the non-robust ones. Ties are ranked by position, a NaN norm ranks as infinity, and
-    padding is never chosen. ``ceil`` is taken in double precision of ``n * cl``.
+    padding is never chosen. ``ceil`` is taken in double precision of ``n * cl``. Norms are rounded sums: two
+    that agree to their last digit may be ranked differently by another implementation.
 
     Args:
         grad: ``[batch, length, d]``, the gradient of the loss with respect to the embeddings.

@@ -52,7 +52,8 @@ def club(
 
     ``mean_ij 1/2 ||y_i - y_j||^2 = mean_m ||y_m - mean(y)||^2``, exactly.
 
-    It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise.
+    It is the trace of the biased covariance, the expectation of :func:`club_sampled`, and carries no sampling noise. It
+    depends on y alone: see :class:`infobert_fast.CLUBv2` for what it bounds.
 
     Args:
         y: ``[..., d]`` rows of any float dtype.
@@ -61,8 +62,7 @@ def club(
         implementation, validate: see :mod:`infobert_fast.functional`; mask values are read on a CPU unless False.
 
     Returns:
-        A scalar upper bound (up to its constant) in nats, float32 for half-precision rows; gradient ``2/M (y_m -
-        mean)``.
+        A scalar, float32 for half-precision rows; gradient ``2/M (y_m - mean)``.
 
     Raises:
         ValueError: for a mask of another shape or of other values, or no rows. A mask that counts no row gives NaN

@@ -36,7 +36,8 @@ def freelb_init(
 
     With ``seed`` the entry of a sentence's t-th token and channel h is a function of ``(seed, sentence id, t, h)``
     (Philox4x32-10): the same bits on every device and by every implementation, whatever the batch's other sentences,
-    their order and the padding. Without it PyTorch's generator draws the batch in one go, by PyTorch alone.
+    their order and the padding. Magnitude, root and quotient are each rounded to the result's dtype. Without it
+    PyTorch's generator draws the batch in one go, by PyTorch alone.
 
     Args:
         embeddings: ``[batch, length, d]``; only its shape, dtype and device matter. In half precision most of a
@@ -91,8 +92,7 @@ def freelb_init(
     keep = attention_mask.bool()
     scale = torch.full((), adv_init_mag, dtype=dtype, device=embeddings.device)
     if norm_type == "l2":
-        # The clamp keeps a sentence that is all padding (unseen where values are not read) at zero instead of NaN.
-        scale = scale / (keep.sum(dim=1).clamp(min=1) * width).to(dtype).sqrt().reshape(-1, 1, 1)
+        scale = scale / _root_of_entries(keep, width).to(dtype)
     return delta.mul_(scale).masked_fill_(~keep.unsqueeze(-1), 0)
 
 
@@ -153,6 +153,17 @@ def freelb_step(
         elif adv_max_norm > 0:
             out = out.clamp(-adv_max_norm, adv_max_norm)
     return out
+
+
+def _root_of_entries(keep: Tensor, width: int) -> Tensor:
+    """``sqrt(len_i width)``, float64 ``[batch, 1, 1]``, correctly rounded: the norm of the mask itself.
+
+    ``torch.sqrt`` on a CPU is an ulp off for one number in six in float32 and for one in forty in float64. A norm ends
+    with the processor's square root, and its sum of ones is exact.
+    """
+    ones = keep.double().unsqueeze(-1).expand(-1, -1, width)  # widened first: an expanded tensor takes no memory
+    # The clamp keeps a sentence that is all padding (unseen where values are not read) at zero instead of NaN.
+    return torch.linalg.vector_norm(ones, dim=(1, 2), keepdim=True).clamp(min=1)
 
 
 def _sentence_norm(rows: Tensor, order: float) -> Tensor:

@@ -117,6 +117,7 @@ def _rows(mu: Tensor, logvar: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor
     """Three ``[N, d]`` of one dtype, float32 at least: under autocast q's output is half precision and y may not be."""
     checks.matrix("y", y)
     for name, value in (("mu", mu), ("logvar", logvar)):
+        checks.matrix(name, value)
         if value.shape != y.shape:
             raise ValueError(f"`{name}` has shape {list(value.shape)}; it must be that of `y`, {list(y.shape)}")
     wide = torch.promote_types(torch.promote_types(mu.dtype, y.dtype), torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from infobert_fast import reference
 from infobert_fast.functional import freelb_init, freelb_step
+from infobert_fast.functional.freelb import _root_of_entries
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 0, 0, 0], [1, 0, 1, 0, 1]])  # right, left, much, holes
 
@@ -91,6 +93,27 @@ def test_a_seeded_start_is_the_specifications(norm_type):
         exact = reference.freelb_init(embeddings.double(), MASK, 0.3, norm_type, seed=2**63 + 5, sentence_ids=ids)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), exact, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 3, 64, 300, 768])
+def test_the_root_of_every_length_is_correctly_rounded(width, dtype):
+    """NumPy's root is the processor's; torch's own is an ulp off for many of these, which is why it is not taken."""
+    lengths = torch.arange(1, 1025)
+    keep = torch.arange(1024) < lengths.unsqueeze(1)
+    roots = torch.cat([_root_of_entries(part, width).flatten() for part in keep.split(128)]).to(dtype)
+    exact = numpy.sqrt((lengths * width).to(dtype).numpy())
+    assert numpy.array_equal(roots.numpy(), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("norm_type", ["l2", "linf"])
+@pytest.mark.parametrize("width", [1, 7])
+def test_a_seeded_start_has_the_specifications_bits(width, norm_type, dtype):
+    embeddings = torch.zeros(40, 40, width, dtype=dtype)
+    mask = torch.arange(40) < torch.arange(1, 41).unsqueeze(1)
+    starts = [function(embeddings, mask, 0.08, norm_type, seed=5) for function in (freelb_init, reference.freelb_init)]
+    assert torch.equal(*starts)
 
 
 def test_a_sentences_start_does_not_depend_on_its_batch():

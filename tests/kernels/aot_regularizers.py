@@ -51,8 +51,8 @@ def variants():
                 "grad_ptr": x,
                 "PARTS": parts,
                 "CLAMP": parts == 2,
-                "adv_lr": "fp32",
-                "adv_max_norm": "fp32",
+                "adv_lr": "fp64",
+                "adv_max_norm": "fp64",
             }
             yield case(f"norm_parts, {dtype}, {parts}", freelb.norm_parts_kernel, **given)
             yield case(f"ascent, {dtype}, {parts}", freelb.ascent_kernel, **given)
@@ -60,6 +60,6 @@ def variants():
     yield case("merge_distances", sampled_club.merge_distances_kernel, 1, BP=sampled_club.PARTS)
     yield case("inverse", rows.inverse_kernel, BP=rows.INDICES)
     yield case(
-        "start", uniform.start_kernel, seed="i64", magnitude="fp32", BT=uniform.TOKENS, BQ=uniform.QUADS,
+        "start", uniform.start_kernel, seed="i64", magnitude="fp64", BT=uniform.TOKENS, BQ=uniform.QUADS,
         BM=uniform.MASK, IDS=True, L2=True,
     )  # fmt: skip

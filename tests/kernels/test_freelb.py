@@ -45,6 +45,17 @@ def test_the_start_is_that_of_pytorch_bit_for_bit(width, norm_type, seed, ids, d
     assert got[mask == 1].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [1, 50])
+def test_the_start_of_every_length_is_that_of_pytorch_bit_for_bit(width, dtype, device):
+    if device == "cuda" and dtype == torch.float64:
+        pytest.skip("float64 runs under the interpreter only")
+    mask = (torch.arange(16) < torch.arange(1, 17).unsqueeze(1)).to(device)
+    got = freelb_start(mask, None, width, 0.08, "l2", 5, dtype)
+    embeddings = torch.zeros(16, 16, width, device=device, dtype=dtype)
+    assert torch.equal(got, freelb_init(embeddings, mask, 0.08, seed=5, implementation="torch"))
+
+
 def test_the_start_in_blocks(device, monkeypatch):
     """More tokens than a block of the mask and than a program's; masks of any type and stride."""
     monkeypatch.setattr("infobert_fast.kernels.uniform.MASK", 16)
@@ -98,6 +109,21 @@ def test_a_move_that_nearly_cancels(device):
         got = freelb_step(delta, grad, mask, lr, 0.05, "l2")
         exact = reference.freelb_step(delta.double(), grad.double(), mask, lr, 0.05, "l2")
         torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_square_that_rounds_below_zero_is_a_norm_of_zero(device):
+    """Back to where it came from: what is left of the expanded square is its rounding, here of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(64, 3, 5, generator=generator).to(device)
+    delta /= delta.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+    mask = torch.ones(64, 3, dtype=torch.int64, device=device)
+    grad = -3 * delta
+    gg, dg, dd = ((x * y).flatten(1).sum(1) for x, y in ((grad, grad), (delta, grad), (delta, delta)))
+    rate = 1 / gg.sqrt()
+    assert (dd + 2 * rate * dg + (rate * gg.sqrt()) ** 2 < 0).any()
+    got = freelb_step(delta, grad, mask, 1.0, 0.5, "l2")
+    assert got.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
