@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
@@ -23,6 +24,7 @@ from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.engines.choice import runner_for, runner_type
 from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.look import check_architecture, counted_flops, settle_feature, untouched
+from infobert_fast.training.models.compiled import compiled_for_steps
 from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, load_critic
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.models.perturbation import WordEmbeddings
@@ -138,7 +140,8 @@ class InfoBertTrainer(ReliableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; rates, FLOP utilisation and peak memory are added to the metrics."""
         try:
-            output = super().train(*args, **kwargs)
+            with compiled_for_steps() if self.args.torch_compile else contextlib.nullcontext():
+                output = super().train(*args, **kwargs)
         finally:
             self._release()
         peak = self.args.peak_tflops
@@ -158,6 +161,8 @@ class InfoBertTrainer(ReliableTrainer):
         self._release()
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._frozen = args.fixed()
+        if args.torch_compile and self.accelerator.state.dynamo_plugin.dynamic is None:
+            self.accelerator.state.dynamo_plugin.dynamic = True  # or the second length would be compiled for again
         self._fit_critic()
         runner_type(self.accelerator).prepare(self.model, self.accelerator)
         self._bottleneck = self._make_bottleneck()
