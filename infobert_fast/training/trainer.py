@@ -23,7 +23,13 @@ from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, 
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.engines.choice import runner_for, runner_type
 from infobert_fast.training.engines.runner import Runner
-from infobert_fast.training.look import check_architecture, counted_flops, settle_feature, untouched
+from infobert_fast.training.look import (
+    check_architecture,
+    check_packing,
+    counted_flops,
+    settle_feature,
+    untouched,
+)
 from infobert_fast.training.models.compiled import compiled_for_steps
 from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, load_critic
 from infobert_fast.training.models.forward import Batch, PerturbedModel
@@ -209,13 +215,12 @@ class InfoBertTrainer(ReliableTrainer):
         self._runner = runner  # from here on released, whatever happens
         asked = None if self.args.global_feature == "auto" else self.args.global_feature
         with untouched(bare, self.args.device):
+            check_packing(perturbed, runner.bare, batch)
             # This forward is not compiled. It also lets torch.compile see one graph: transformers installs its hooks
             # for hidden states in a model's first forward, which would break the graph there.
             with counted_flops(bare) as flops:
                 perturbed.feature = settle_feature(perturbed, runner.bare, batch, asked)
             self._throughput.flops_per_token = sum(flops) / batch.input_ids.numel()
-            if perturbed.packed is not None:
-                perturbed.packed.check(bare, batch.inputs)
         return runner
 
     def _release(self) -> None:
