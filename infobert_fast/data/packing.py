@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Packing", "pack_sentences"]
+__all__ = ["Packing", "lay_out", "pack_sentences"]
 
 
 class Packing(NamedTuple):
@@ -35,6 +35,11 @@ def pack_sentences(lengths: Sequence[int], width: int) -> Packing:
     most, fewest = max(total // longest, 1), max(total // (2 * longest), 1)
     counts = {fewest + round(step * (most - fewest) / 8) for step in range(9)} | {len(lengths)}
     rows = min((_fill(lengths, order, count) for count in counts), key=lambda rows: (_area(lengths, rows), -len(rows)))
+    return lay_out(lengths, width, rows)
+
+
+def lay_out(lengths: Sequence[int], width: int, rows: Sequence[Sequence[int]]) -> Packing:
+    """Sentences of these lengths, padded to ``width``, in rows that name them."""
     capacity = max(sum(lengths[i] for i in row) for row in rows)
     source = torch.zeros(len(rows), capacity, dtype=torch.int64)
     sentence = torch.full((len(rows), capacity), -1, dtype=torch.int64)

@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from infobert_fast.data.packing import Packing, lay_out
 from infobert_fast.training.models.feature import Feature, declared_feature, read_by_head
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.steps.replay import RandomReplay
 
-__all__ = ["check_architecture", "counted_flops", "settle_feature", "untouched"]
+__all__ = ["check_architecture", "check_packing", "counted_flops", "settle_feature", "untouched"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,58 @@ def settle_feature(model: PerturbedModel, call: Callable[..., Any], batch: Batch
     else:
         logger.info("sentence feature: %s%s", feature, ", which the head reads" if read else "")
     return feature
+
+
+def check_packing(model: PerturbedModel, call: Callable[..., Any], batch: Batch) -> None:
+    """Compare packed and padded logits of up to four sentences of a batch, in one row and without dropout.
+
+    In the precision that trains, packed logits may differ from padded ones by four times what the padded ones differ
+    from those of a sentence alone, and by a few units in the last place. A leak is told exactly: where the other
+    sentences of the row are perturbed, a sentence's logits must stay the same, bit for bit.
+
+    Args:
+        model, call, batch: as for :meth:`PerturbedModel.outputs`; without packing nothing is done.
+
+    Raises:
+        ValueError: where either does not hold, or the head predicts for tokens instead of the sentence.
+    """
+    if model.packed is None:
+        return
+    few = {name: value[:4] for name, value in batch.inputs.items() if isinstance(value, Tensor) and name != "labels"}
+    mask, lengths = few["attention_mask"], list(batch.lengths[:4])
+    packing = lay_out(lengths, mask.shape[1], [range(len(lengths))])
+    packing = Packing(*(index.to(mask.device) for index in packing))
+
+    def logits(packing: Packing | None, delta: Tensor | None = None, **inputs: Tensor) -> Any:
+        assert model.packed is not None
+        with model.packed.rows(packing), model.words.shifted(delta):
+            return call(**inputs).get("logits")
+
+    def alone(i: int) -> dict[str, Tensor]:
+        lines = {name: value[i : i + 1] for name, value in few.items()}
+        return {n: line[:, : lengths[i]] if line.shape[1:] == mask.shape[1:] else line for n, line in lines.items()}
+
+    first = torch.zeros_like(mask, dtype=torch.bool).unsqueeze(-1)
+    first[0] = True
+    model.bare.eval()
+    with torch.no_grad():
+        # As many forwards on each rank, whatever it finds: under some engines every forward is a collective one.
+        padded, packed = logits(None, **few), logits(packing, **few)
+        if same := padded is not None and padded.dim() == 2 and padded.shape == packed.shape:
+            off = [(logits(None, **alone(i))[0] - padded[i]).abs().max() for i in (0, len(lengths) - 1)]
+            rounding = max(1e-4, 4 * torch.finfo(model.packed.precision).eps)
+            allowed = 4 * torch.stack(off).max() + rounding * padded.abs().max().clamp(min=1)
+            delta = model.words.zeros(mask.shape, mask.device)
+            delta += torch.linspace(-1, 1, delta.shape[-1], device=mask.device)  # a constant would end in a LayerNorm
+            others_moved = logits(packing, delta.masked_fill(first, 0), **few)
+            first_moved = logits(packing, delta.masked_fill(~first, 0), **few)
+            same = bool((packed - padded).abs().max() <= allowed)
+            same = same and torch.equal(others_moved[0], packed[0]) and torch.equal(first_moved[1:], packed[1:])
+    if not same:
+        raise ValueError(
+            f"`packing` was True; a {type(model.bare).__name__} does not give the same logits packed as padded, or "
+            f"none for a sentence: leave it False, and use `batch_tokens` against padding"
+        )
 
 
 def _sees_one_token(grad: Tensor, attention_mask: Tensor) -> bool:

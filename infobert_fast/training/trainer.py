@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
@@ -22,7 +23,14 @@ from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, 
 from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.engines.choice import runner_for, runner_type
 from infobert_fast.training.engines.runner import Runner
-from infobert_fast.training.look import check_architecture, counted_flops, settle_feature, untouched
+from infobert_fast.training.look import (
+    check_architecture,
+    check_packing,
+    counted_flops,
+    settle_feature,
+    untouched,
+)
+from infobert_fast.training.models.compiled import compiled_for_steps
 from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, load_critic
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.models.perturbation import WordEmbeddings
@@ -138,7 +146,8 @@ class InfoBertTrainer(ReliableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; rates, FLOP utilisation and peak memory are added to the metrics."""
         try:
-            output = super().train(*args, **kwargs)
+            with compiled_for_steps() if self.args.torch_compile else contextlib.nullcontext():
+                output = super().train(*args, **kwargs)
         finally:
             self._release()
         peak = self.args.peak_tflops
@@ -158,6 +167,8 @@ class InfoBertTrainer(ReliableTrainer):
         self._release()
         self._place = (-1, 0)  # optimisation step and micro-step within it
         self._frozen = args.fixed()
+        if args.torch_compile and self.accelerator.state.dynamo_plugin.dynamic is None:
+            self.accelerator.state.dynamo_plugin.dynamic = True  # or the second length would be compiled for again
         self._fit_critic()
         runner_type(self.accelerator).prepare(self.model, self.accelerator)
         self._bottleneck = self._make_bottleneck()
@@ -204,13 +215,12 @@ class InfoBertTrainer(ReliableTrainer):
         self._runner = runner  # from here on released, whatever happens
         asked = None if self.args.global_feature == "auto" else self.args.global_feature
         with untouched(bare, self.args.device):
+            check_packing(perturbed, runner.bare, batch)
             # This forward is not compiled. It also lets torch.compile see one graph: transformers installs its hooks
             # for hidden states in a model's first forward, which would break the graph there.
             with counted_flops(bare) as flops:
                 perturbed.feature = settle_feature(perturbed, runner.bare, batch, asked)
             self._throughput.flops_per_token = sum(flops) / batch.input_ids.numel()
-            if perturbed.packed is not None:
-                perturbed.packed.check(bare, batch.inputs)
         return runner
 
     def _release(self) -> None:

@@ -21,22 +21,6 @@ def compiled():
     torch.compiler.reset()
 
 
-def test_a_compiled_encoder_has_the_same_gradients(
-    make_model, make_examples, make_trainer, make_critic, movement, assert_close, compiled
-):
-    """One graph without a break, traversed twice a pass; dropout on, from the same random state."""
-    found = []
-    for settings in ({}, compiled):
-        model = make_model(dtype=torch.float64, num_hidden_layers=1)
-        make_critic(model)
-        trainer = make_trainer(model, make_examples(8, lengths=[7] * 8), adv_steps=2, **STRONG, **settings)
-        torch.manual_seed(3)
-        found.append(movement(model, trainer.train))
-    assert_close(found[1], found[0], 1e-12)
-    assert counters["stats"]["unique_graphs"] == 1
-    assert not counters["graph_break"]
-
-
 def test_dropout_repeats_in_a_compiled_encoder(make_model, make_examples, make_trainer, compiled):
     """With an adversary that never moves, the passes of a step have one loss: least, greatest and mean."""
     still = {**STRONG, "adv_lr": 0.0, "adv_init_mag": 0.0, "adv_steps": 2, "learning_rate": 0.0}
