@@ -147,6 +147,8 @@ def _sees_one_token(grad: Tensor, attention_mask: Tensor) -> bool:
     if not bool((mask.sum(1) > 1).any()):
         return False
     size = grad.float().norm(dim=-1) * mask
+    if not bool(size.any()):
+        return False  # features that tell nothing of the input
     return not bool(size.scatter(1, mask.int().argmax(1)[:, None], 0.0).any())
 
 

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from infobert_fast.data.batching import TokenBatches, token_lengths
 from infobert_fast.data.collation import WithLengths
 from infobert_fast.data.packing import Packing
 from infobert_fast.estimators import CLUB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.batches import by_tokens, check_batches, grouped_by_length, sizes_differ
 from infobert_fast.training.engines.choice import runner_for, runner_type
 from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.look import (
@@ -34,7 +32,6 @@ from infobert_fast.training.models.compiled import compiled_for_steps
 from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, load_critic
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.models.perturbation import WordEmbeddings
-from infobert_fast.training.reliability.order import EpochOrder
 from infobert_fast.training.reliability.reliable import ReliableTrainer
 from infobert_fast.training.steps.infobert import Objective, infobert_step, step_seed
 from infobert_fast.training.steps.smoothness import SmoothnessObjective, divergence_for, smoothness_step
@@ -127,11 +124,10 @@ class InfoBertTrainer(ReliableTrainer):
         # `num_items_in_batch`. It does not; the loss would come out multiplied by accumulation and ranks.
         self.model_accepts_loss_kwargs = False
         self.data_collator = WithLengths(self.data_collator, args.packing)
-        self._check_batches()
+        check_batches(args, self.train_dataset, self.accelerator)
         # Ranks whose batches differ in sentences say so through the host, where no device has to be waited for.
-        uneven = isinstance(self.train_dataset, IterableDataset) or args.batch_tokens is not None
-        uneven = uneven or args.train_sampling_strategy == "batch_rebalance" or not self.accelerator.even_batches
-        self._hosts = torch.distributed.new_group(backend="gloo") if uneven and args.world_size > 1 else None
+        uneven = args.world_size > 1 and sizes_differ(args, self.train_dataset, self.accelerator)
+        self._hosts = torch.distributed.new_group(backend="gloo") if uneven else None
         self._throughput = Throughput(args.device)
         self.add_callback(self._throughput)
         self._bottleneck: InformationBottleneck | None = None
@@ -216,6 +212,7 @@ class InfoBertTrainer(ReliableTrainer):
         asked = None if self.args.global_feature == "auto" else self.args.global_feature
         with untouched(bare, self.args.device):
             check_packing(perturbed, runner.bare, batch)
+        with untouched(bare, self.args.device):
             # This forward is not compiled. It also lets torch.compile see one graph: transformers installs its hooks
             # for hidden states in a model's first forward, which would break the graph there.
             with counted_flops(bare) as flops:
@@ -311,57 +308,19 @@ class InfoBertTrainer(ReliableTrainer):
 
     # Data.
 
-    def _check_batches(self) -> None:
-        iterable = isinstance(self.train_dataset, IterableDataset)
-        if iterable and self.args.world_size > 1 and self.accelerator.dispatch_batches is not False:
-            raise ValueError(
-                "`train_dataset` is iterable, and accelerate would send its batches from rank 0, as tensors alone: "
-                "pass accelerator_config={'dispatch_batches': False} and shard the dataset by rank"
-            )
-        if iterable and self.args.batch_tokens is not None:
-            raise ValueError(
-                "`batch_tokens` was set for an iterable `train_dataset`, whose lengths are not known: unset"
-            )
-        if self.args.batch_tokens is not None and self.train_dataset is not None:
-            self._token_batches()  # refuses a budget that is too small
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """As the Trainer's; with ``batch_tokens``, over batches that are this rank's from the start."""
         loader = super().get_train_dataloader()
         if self.args.batch_tokens is None:
             return loader
-        batches = self._token_batches()
-        same = ("collate_fn", "num_workers", "pin_memory", "worker_init_fn", "prefetch_factor", "persistent_workers")
-        loader = DataLoader(loader.dataset, batch_sampler=batches, **{name: getattr(loader, name) for name in same})
-        return prepare_data_loader(
-            loader,
-            device=self.args.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
-            non_blocking=self.accelerator.non_blocking,
-        )
-
-    def _token_batches(self) -> TokenBatches:
-        return TokenBatches(
-            token_lengths(self.train_dataset, self.args.length_column_name),
-            cast(int, self.args.batch_tokens),
-            ranks=self.args.world_size,
-            rank=self.args.process_index,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        return by_tokens(loader, self.args, self.train_dataset, self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As the Trainer's, which would group by a column that is read from disk for every comparison, and otherwise
-        in a resumed epoch.
-        """
+        """As the Trainer's; groups by length are drawn from seed and epoch alone."""
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
             return super()._get_train_sampler(train_dataset)
-        lengths = token_lengths(dataset, self.args.length_column_name)
-        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochOrder(LengthGroupedSampler(group, lengths=lengths), seed)
+        return grouped_by_length(self.args, dataset)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; counts the sentences of the optimisation step, on all ranks."""
