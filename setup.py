@@ -18,6 +18,7 @@ TRAIN = [
     "safetensors>=0.5",
     "psutil>=5.9",
     "pyyaml>=6.0",
+    "regex>=2024.4",
     "rich>=13.0",
     "tokenizers>=0.20",
     "tqdm>=4.66",

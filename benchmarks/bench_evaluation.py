@@ -17,6 +17,7 @@ from infobert_fast.data.demo import ATTRIBUTES, OBJECTS, demo_corpus, demo_token
 from infobert_fast.data.labels import LABELS
 from infobert_fast.evaluation.accuracy import predict
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
+from infobert_fast.evaluation.recipes import substitutions
 
 EXAMPLES, ATTACKED, LONGEST = (600, 48, 128) if DEVICE == "cpu" else (2000, 96, 128)
 
@@ -98,7 +99,7 @@ def attacked(x: Trained, most: int | None, concurrent: int) -> tuple[list[Outcom
 
     labels = score(list(enumerate(examples["hypothesis"]))).argmax(1)
     runs = [
-        attack(text, int(label), NEIGHBORS, Limits())
+        attack(text, int(label), [substitutions(NEIGHBORS)], Limits())
         for text, label in zip(examples["hypothesis"], labels, strict=True)
     ]
     return [outcome for _, outcome in sorted(run(runs, score, concurrent=concurrent))], forwards

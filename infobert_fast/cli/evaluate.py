@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from infobert_fast import checks
 from infobert_fast.cli.files import check_picture, file_stems, write_json
-from infobert_fast.cli.models import MODEL_LABELS, check_head, load_model, name_outputs, tasks_of
+from infobert_fast.cli.models import MODEL_LABELS, check_head, load_model, name_outputs, task_for
 from infobert_fast.data.answers import AnswerReader
-from infobert_fast.data.corpora import by_name, fits, load
+from infobert_fast.data.corpora import by_name, load
 from infobert_fast.data.mixtures import expand
 from infobert_fast.data.qa import load_questions, question_room, windows
 from infobert_fast.data.source import FEVER_ORDERS, FeverOrder, Source, check_file, draw
@@ -59,7 +59,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
         check_file(source)  # before the model, which may have to be fetched
     config = AutoConfig.from_pretrained(given.model)
     name_outputs(config, given.model_labels)
-    task = given.task or suite_task(given.suite or []) or _task_of(config, sources)
+    task = given.task or suite_task(given.suite or []) or task_for(config, sources)
     tasks = {name: source.task or task for name, source in named.items()}
     questions = _only_what_matters(given, [*tasks.values(), *(source.task or task for source in fitting)])
     check_head(config, questions=questions, task=task)
@@ -150,23 +150,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if given.mi_report is not None:
         check_picture("mi_report", given.mi_report)
     return given
-
-
-def _task_of(config: PreTrainedConfig, sources: Sequence[Source]) -> str:
-    """What a model does, by its head and its labels; where several tasks have these, by the first set's columns."""
-    asking = next((source for source in sources if source.task is None), None)
-    if asking is None:
-        return str(sources[0].task)
-    candidates = tasks_of(config)
-    if len(candidates) > 1:
-        fitting = [name for name in candidates if fits(asking, TASKS[name])]
-        if len(fitting) != 1:
-            raise ValueError(
-                f"the model's labels are those of {', '.join(candidates)}, and the columns of {asking.where} fit "
-                f"{', '.join(fitting) or 'none of them'}: say which it is, --task {(fitting or candidates)[0]}"
-            )
-        return fitting[0]
-    return candidates[0]
 
 
 def _only_what_matters(given: argparse.Namespace, tasks: Sequence[str]) -> bool:

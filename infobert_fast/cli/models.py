@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedConfig
 
+from infobert_fast.data.corpora import fits
 from infobert_fast.data.labels import fold
+from infobert_fast.data.source import Source
 from infobert_fast.data.tasks import NLI, QUESTION_ANSWERING, TASKS
 from infobert_fast.training.models.critic import load_without_critic
 
-__all__ = ["MODEL_LABELS", "check_head", "load_model", "name_outputs", "tasks_of"]
+__all__ = ["MODEL_LABELS", "check_head", "load_model", "name_outputs", "task_for"]
 
 MODEL_LABELS = "what the model's outputs mean, in their order, where its own names do not tell"
 
@@ -49,7 +51,24 @@ def name_outputs(config: PreTrainedConfig, labels: Sequence[str] | None) -> None
     config.label2id = {label: index for index, label in enumerate(labels)}
 
 
-def tasks_of(config: PreTrainedConfig) -> list[str]:
+def task_for(config: PreTrainedConfig, sources: Sequence[Source]) -> str:
+    """What a model does, by its head and its labels; where several tasks have these, by the first set's columns."""
+    asking = next((source for source in sources if source.task is None), None)
+    if asking is None:
+        return str(sources[0].task)
+    candidates = _tasks_of(config)
+    if len(candidates) > 1:
+        fitting = [name for name in candidates if fits(asking, TASKS[name])]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"the model's labels are those of {', '.join(candidates)}, and the columns of {asking.where} fit "
+                f"{', '.join(fitting) or 'none of them'}: say which it is, --task {(fitting or candidates)[0]}"
+            )
+        return fitting[0]
+    return candidates[0]
+
+
+def _tasks_of(config: PreTrainedConfig) -> list[str]:
     """The tasks that a model may be made for, by its head and the names of its outputs; NLI once, under its own name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""TextFooler's word-substitution attack (Jin et al., AAAI 2020), on many texts at once.
+"""An attack word by word, the most important first, as TextFooler's (Jin et al., AAAI 2020), on many texts at once.
 
 The attack on one text is a generator: it yields what it wants to know, a batch of texts for the model or for a
 similarity, and is sent the answer. :func:`run` asks on behalf of many at a time, so that every forward is a full batch;
@@ -8,30 +8,17 @@ the outcome of each is what it would have been alone.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from infobert_fast import checks
+from infobert_fast.evaluation.recipes import Recipe, Text
 
-__all__ = ["STOP_WORDS", "Answer", "Compare", "Limits", "Outcome", "Score", "attack", "run"]
-
-# Words that carry no meaning of their own are never substituted.
-STOP_WORDS = frozenset(
-    """
-    a about above after again against all am an and any are as at be because been before being below between both
-    but by can cannot could did do does doing don down during each few for from further had has have having he her
-    here hers herself him himself his how i if in into is it its itself just may me might more most must my myself
-    no nor not now of off on once only or other our ours ourselves out over own same shall she should so some such
-    than that the their theirs them themselves then there these they this those through to too under until up upon
-    very was we were what when where which while who whom whose why will with without would you your yours
-    yourself yourselves
-    """.split()  # noqa: SIM905 (shorter to read)
-)
-WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
+__all__ = ["Answer", "Compare", "Limits", "Outcome", "Score", "attack", "run"]
 
 
 class Score(NamedTuple):
@@ -52,13 +39,13 @@ Answer = np.ndarray
 
 @dataclass(frozen=True)
 class Limits:
-    """What a substitution may be.
+    """What a change may be.
 
     Args:
         max_queries: texts that the model may be shown for one example; any number where None.
-        max_candidates: substitutes tried for a word.
+        max_candidates: changes of each recipe tried for a word.
         min_similarity: of the changed text with the original, where a similarity is at hand.
-        tags: parts of speech of a list of words, where a tagger is at hand: a substitute must keep its word's.
+        max_changed: the share of a text's words that may be changed, rounded down to one word at least; all where None.
 
     Raises:
         ValueError: for a limit that allows nothing.
@@ -67,7 +54,7 @@ class Limits:
     max_queries: int | None = None
     max_candidates: int = 50
     min_similarity: float | None = None
-    tags: Callable[[list[str]], list[str]] | None = None
+    max_changed: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_queries is not None:
@@ -75,6 +62,8 @@ class Limits:
         checks.positive_integer("max_candidates", self.max_candidates)
         if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
             raise ValueError(f"`min_similarity` was {self.min_similarity}; a cosine lies in [-1, 1]")
+        if self.max_changed is not None and not 0 < self.max_changed <= 1:
+            raise ValueError(f"`max_changed` was {self.max_changed}; a share of the words lies in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -93,63 +82,42 @@ class Outcome:
     words: int
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A text as its words and what stands before, between and after them."""
-
-    words: tuple[str, ...]
-    gaps: tuple[str, ...]
-
-    @classmethod
-    def split(cls, text: str) -> _Text:
-        spans = [match.span() for match in WORD.finditer(text)]
-        edges = [0, *(edge for span in spans for edge in span), len(text)]
-        gaps = tuple(text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2))
-        return cls(tuple(text[start:end] for start, end in spans), gaps)
-
-    def having(self, place: int, word: str) -> _Text:
-        """With another word at a place; the empty word deletes it and the space before it."""
-        gaps = self.gaps
-        if not word:
-            gaps = (*gaps[:place], gaps[place].rstrip(), *gaps[place + 1 :])
-        return _Text((*self.words[:place], word, *self.words[place + 1 :]), gaps)
-
-    def __str__(self) -> str:
-        return "".join(piece for pair in zip(self.gaps, (*self.words, ""), strict=True) for piece in pair).strip()
-
-
 def attack(
-    text: str, label: int, neighbors: Mapping[str, Sequence[str]], limits: Limits, *, similar: bool = False
+    text: str, label: int, recipes: Sequence[Recipe], limits: Limits, *, similar: bool = False
 ) -> Generator[Score | Compare, Answer, Outcome]:
-    """One text's attack: substitute words, the most important first, until the model's answer is no longer ``label``.
+    """One text's attack: change words, the most important first, until the model's answer is no longer ``label``.
 
     A word's importance is the fall of the label's probability when the word is deleted; where that changes the answer
-    to another label, the rise of that label's is added. At each word in this order the substitutes that the limits
+    to another label, the rise of that label's is added. At each word in this order the changes that recipes and limits
     allow are tried: if any changes the answer, the one of the greatest similarity is taken (without ``similar``, the
     one that leaves the label the least probability); if none, the one that lowers the label's probability most is kept.
 
     Args:
         text: what is attacked; the driver knows what stands beside it (an NLI premise, say).
         label: the right answer, an index into the model's probabilities.
-        neighbors: substitutes by lower-case word, the nearest first.
+        recipes: what may be done to a word; see :mod:`infobert_fast.evaluation.recipes`. All are tried on each word.
         limits: see :class:`Limits`.
         similar: whether :class:`Compare` is answered.
 
-    Only words with substitutes are deleted for their importance: the order among them is that of the full ranking.
+    Only words that a recipe changes are deleted for their importance: the order among them is that of the full ranking.
     """
-    original = _Text.split(text)
+    original = Text.split(text)
     queries, count = 1, len(original.words)
+    most = count if limits.max_changed is None else max(1, math.floor(limits.max_changed * count))
 
     def affordable(texts: list[str]) -> list[str]:
         return texts if limits.max_queries is None else texts[: max(0, limits.max_queries - queries)]
+
+    def changes(now: Text, place: int) -> list[Text]:
+        return [one for recipe in recipes for one in recipe(now, place, limits.max_candidates)]
 
     (clean,) = yield Score([text])
     prediction = int(clean.argmax())
     if prediction != label:
         return Outcome("misclassified", text, prediction, queries, 0, count)
 
-    places = [i for i, word in enumerate(original.words) if _substitutes(word, neighbors)]
-    deletions = affordable([str(original.having(i, "")) for i in places])
+    places = [place for place in range(count) if changes(original, place)]
+    deletions = affordable([str(original.having(place, "")) for place in places])
     queries += len(deletions)
     importance = []
     if deletions:
@@ -160,10 +128,9 @@ def attack(
 
     now, best, changed = original, float(clean[label]), 0
     for place, _ in ranked:
-        words = _substitutes(now.words[place], neighbors)[: limits.max_candidates]
-        if limits.tags is not None:
-            words = _of_the_same_kind(now.words, place, words, limits.tags)
-        tried = [now.having(place, word) for word in words]
+        if changed == most:
+            break
+        tried = changes(now, place)
         likeness: Answer | None = None
         if similar and tried:
             likeness = yield Compare(text, [str(candidate) for candidate in tried])
@@ -233,19 +200,3 @@ def _answers(ask: Callable[[Any], Answer] | None, questions: Sequence[Any]) -> I
     if len(found) != len(questions):
         raise ValueError(f"{len(questions)} texts were asked about, and {len(found)} answers came: give one each")
     return iter(found)
-
-
-def _substitutes(word: str, neighbors: Mapping[str, Sequence[str]]) -> list[str]:
-    """In the word's own case."""
-    lower = word.lower()
-    if lower in STOP_WORDS:
-        return []
-    shape = str.upper if word.isupper() and len(word) > 1 else str.capitalize if word[:1].isupper() else str
-    return [shape(other) for other in neighbors.get(lower, ()) if other.lower() != lower]
-
-
-def _of_the_same_kind(
-    words: Sequence[str], place: int, substitutes: list[str], tags: Callable[[list[str]], list[str]]
-) -> list[str]:
-    kind = tags(list(words))[place]
-    return [word for word in substitutes if tags([*words[:place], word, *words[place + 1 :]])[place] == kind]

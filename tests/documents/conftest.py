@@ -39,6 +39,11 @@ PAIRS += ("DATA/mnli/dev_matched.jsonl", *(f"DATA/anli/test_r{n}.jsonl" for n in
 PAIRS += tuple(f"DATA/cad_nli/{name}.jsonl" for name in ("original_dev", "original_test"))
 PAIRS += tuple(f"DATA/cad_nli/revised_{name}_test.jsonl" for name in ("hypothesis", "premise"))
 PAIRS += ("DATA/textfooler_targets/snli.jsonl", "DATA/textfooler_targets/mnli_matched.jsonl")
+# A guard classifier, and what it reads.
+GUARDS = ("GUARD",)
+PROMPTS = ("prompts.jsonl",)
+# What `infobert attack` wrote, to train on.
+ATTACKED = ("attacked/dev.jsonl",)
 # Pairs that are entailed or not, by name and by words of its own.
 TWO_WAY = {"two.jsonl": ("entailment", "not_entailment"), "own.jsonl": ("yes", "no")}
 QUESTION_FILES = ("DATA/squad/train-v1.1.partial.json",)
@@ -88,6 +93,23 @@ def write_models(folder, tokenizer):
         labels = {"id2label": names, "label2id": {word: i for i, word in names.items()}} if "Sequence" in head else {}
         kind(kind.config_class(**sizes, **labels, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    for name in GUARDS:
+        labels = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
+        config = transformers.ModernBertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=tokenizer.pad_token_id,
+            cls_token_id=tokenizer.cls_token_id,
+            sep_token_id=tokenizer.sep_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **labels,
+        )
+        transformers.ModernBertForSequenceClassification(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
 
 
 def write_files(folder, pairs):
@@ -102,6 +124,15 @@ def write_files(folder, pairs):
     squad = json.dumps({"data": [{"paragraphs": [{"context": qa["context"], "qas": [qa]} for qa in qas]}]})
     for name in PAIRS:
         write(folder / name, forms[Path(name).suffix])
+    for name in PROMPTS:
+        lines = [{"text": row["premise"], "label": ("safe", "unsafe")[i % 2]} for i, row in enumerate(rows)]
+        write(folder / name, json_lines(lines))
+    for name in ATTACKED:
+        lines = [
+            {"orig_preimise": row["premise"], "adv_hypothesis": row["hypothesis"], "true_label": row["label"]}
+            for row in rows
+        ]
+        write(folder / name, json_lines(lines))
     for name, (entailed, other) in TWO_WAY.items():
         two = [{**row, "label": entailed if row["label"] == LABELS[0] else other} for row in rows]
         write(folder / name, json_lines(two))

@@ -7,11 +7,16 @@ import types
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infobert_fast.cli import main
 from infobert_fast.cli.attack import _tagger
+from infobert_fast.data.corpora import load, load_nli
+from infobert_fast.data.labels import LABELS
+from infobert_fast.data.tasks import TASKS
 from infobert_fast.evaluation import scoring
 from infobert_fast.evaluation.attack import Compare, Limits, Outcome, Score, attack, run
+from infobert_fast.evaluation.recipes import RECIPES, characters, substitutions
 
 # Two labels; a text's evidence for label 1 is the sum of its words' weights.
 WEIGHTS = {
@@ -40,7 +45,9 @@ def score(questions):
 
 
 def alone(text, label, limits=None, neighbors=NEIGHBORS):
-    ((number, outcome),) = run([attack(text, label, neighbors, limits or Limits())], score, concurrent=1)
+    ((number, outcome),) = run(
+        [attack(text, label, [substitutions(neighbors)], limits or Limits())], score, concurrent=1
+    )
     assert number == 0
     return outcome
 
@@ -72,7 +79,7 @@ def test_words_that_only_raise_the_labels_probability_are_not_kept():
         return score(questions)
 
     neighbors = {"movie": ["film"], "good": ["fine"]}
-    ((_, outcome),) = run([attack("good movie", 1, neighbors, Limits())], recording)
+    ((_, outcome),) = run([attack("good movie", 1, [substitutions(neighbors)], Limits())], recording)
     assert outcome.status == "robust"
     assert asked == [["good movie"], ["movie", "good"], ["fine movie"], ["fine film"]]
 
@@ -86,7 +93,7 @@ def test_importance_counts_the_rise_of_another_label():
         "X y": [0.1, 0.9, 0.0],
     }
     ((_, outcome),) = run(
-        [attack("x y", 0, {"x": ["X1"], "y": ["Y1"]}, Limits())],
+        [attack("x y", 0, [substitutions({"x": ["X1"], "y": ["Y1"]})], Limits())],
         lambda q: np.array([table.get(t, [0, 1, 0]) for _, t in q]),
     )
     assert outcome.text == "X1 y"
@@ -97,7 +104,9 @@ def test_side_by_side_equals_one_by_one():
     labels = [1, 1, 1, 0, 1, 1, 0, 1]
 
     def outcomes(concurrent):
-        attacks = [attack(text, label, NEIGHBORS, Limits()) for text, label in zip(texts, labels, strict=True)]
+        attacks = [
+            attack(text, label, [substitutions(NEIGHBORS)], Limits()) for text, label in zip(texts, labels, strict=True)
+        ]
         return dict(run(attacks, score, concurrent=concurrent))
 
     single = outcomes(1)
@@ -114,7 +123,10 @@ def test_side_by_side_asks_in_full_batches():
         sizes.append(len(questions))
         return score(questions)
 
-    assert len(dict(run([attack("good film", 1, NEIGHBORS, Limits()) for _ in range(50)], counting))) == 50
+    assert (
+        len(dict(run([attack("good film", 1, [substitutions(NEIGHBORS)], Limits()) for _ in range(50)], counting)))
+        == 50
+    )
     assert sizes == [50, 100, 100, 100]
 
 
@@ -140,7 +152,7 @@ def test_similarity_filters_and_decides():
     neighbors = {"good": ["fine", "decent", "awful"]}
 
     def outcome(limits):
-        ((_, result),) = run([attack("good", 1, neighbors, limits, similar=True)], score, compare)
+        ((_, result),) = run([attack("good", 1, [substitutions(neighbors)], limits, similar=True)], score, compare)
         return result
 
     assert outcome(Limits()).text == "awful"  # of the two that fool, the one more alike
@@ -149,9 +161,27 @@ def test_similarity_filters_and_decides():
     assert set(compared) == {("good", text) for text in likeness}
 
 
+def test_the_share_of_changed_words_is_limited():
+    assert alone("The Good film.", 1).changed == 2
+    assert alone("The Good film.", 1, Limits(max_changed=0.4)).status == "robust"  # one word of three
+    assert alone("The Good film.", 1, Limits(max_changed=2 / 3)).changed == 2
+    assert alone("good", 1, Limits(max_changed=0.01)).status == "fooled"  # one word at least
+
+
+def test_recipes_are_tried_together():
+    """Neither the substitutes nor the slips of either word alone turn the answer; a slip of each does."""
+    text, harmless = "good fine", {"good": ["fine"]}
+    assert alone(text, 1, neighbors=harmless).status == "robust"
+    both = [substitutions(harmless), characters()]
+    ((_, outcome),) = run([attack(text, 1, both, Limits())], lambda q: probabilities([f"{t} flick" for _, t in q]))
+    assert (outcome.status, outcome.changed) == ("fooled", 1)
+    assert outcome.text.split()[1] == "fine"
+
+
 def test_parts_of_speech_are_kept():
     kinds = {"good": "ADJ", "fine": "NOUN", "decent": "ADJ"}
-    outcome = alone("good", 1, Limits(tags=lambda words: [kinds.get(word, "X") for word in words]))
+    recipe = substitutions(NEIGHBORS, lambda words: [kinds.get(word, "X") for word in words])
+    ((_, outcome),) = run([attack("good", 1, [recipe], Limits())], score)
     assert (outcome.text, outcome.queries) == ("decent", 3)
 
 
@@ -166,6 +196,8 @@ def test_spacing_case_and_punctuation_are_kept():
         ({"max_queries": 0}, "`max_queries` was 0"),
         ({"max_candidates": 0}, "`max_candidates`"),
         ({"min_similarity": 2}, "cosine"),
+        ({"max_changed": 0.0}, "`max_changed` was 0.0; a share of the words lies in"),
+        ({"max_changed": 1.5}, "`max_changed` was 1.5"),
     ],
 )
 def test_limits_that_allow_nothing_are_refused(limits, message):
@@ -174,18 +206,18 @@ def test_limits_that_allow_nothing_are_refused(limits, message):
 
 
 def test_questions_are_told_apart():
-    ask = attack("good", 1, NEIGHBORS, Limits(), similar=True)
+    ask = attack("good", 1, [substitutions(NEIGHBORS)], Limits(), similar=True)
     assert next(ask) == Score(["good"])
     assert ask.send(probabilities(["good"])) == Score([""])
     assert ask.send(probabilities([""])) == Compare("good", ["fine", "decent"])
 
 
 def test_answers_that_do_not_match_their_questions_are_refused():
-    attacks = [attack("good film", 1, NEIGHBORS, Limits()) for _ in range(2)]
+    attacks = [attack("good film", 1, [substitutions(NEIGHBORS)], Limits()) for _ in range(2)]
     with pytest.raises(ValueError, match="2 texts were asked about, and 1 answers came"):
         list(run(attacks, lambda questions: score(questions)[:1]))
     with pytest.raises(ValueError, match="`compare` was None, and an attack is `similar`"):
-        list(run([attack("good", 1, NEIGHBORS, Limits(), similar=True)], score))
+        list(run([attack("good", 1, [substitutions(NEIGHBORS)], Limits(), similar=True)], score))
 
 
 @pytest.fixture
@@ -222,6 +254,99 @@ def test_the_command(nli_folder, tmp_path, neighbors, capsys):
         } in [{key: row[key] for key in ("premise", "hypothesis", "label")} for row in rows]
         assert line["adv_hypothesis"] != line["orig_hypothesis"]
         assert line["adv_label"] != line["true_label"]
+
+
+def attacked(nli_folder, tmp_path, *options, model=None):
+    out = tmp_path / "out"
+    command = ["attack", str(model or nli_folder / "model"), "--data", f"t={nli_folder / 'test.jsonl'}"]
+    assert main([*command, "--limit", "12", "--output", str(out), *options]) == 0
+    return (out / "t.jsonl").read_text(), json.loads((out / "report.json").read_text())["t"]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, ("characters", "unicode", "spacing")])
+def test_the_recipes_by_the_command(nli_folder, tmp_path, recipe):
+    names = [recipe] if isinstance(recipe, str) else recipe
+    options = ["--recipe", *names, "--max_candidates", "8", "--max_changed", "0.5", "--max_queries", "60"]
+    lines, report = attacked(nli_folder, tmp_path, *options)
+    assert report["under_attack"] < report["clean"]
+    assert len(lines.splitlines()) == round((report["clean"] - report["under_attack"]) * 12)
+    assert attacked(nli_folder, tmp_path, *options, "--concurrent", "1", "--seed", "0") == (lines, report)
+    for line in map(json.loads, lines.splitlines()):
+        words = len(line["orig_hypothesis"].split())
+        assert line["adv_hypothesis"] != line["orig_hypothesis"]
+        assert 1 <= line["changed"] <= max(1, words // 2)
+        assert line["queries"] <= 60
+
+
+def test_the_seed_draws_other_changes(nli_folder, tmp_path):
+    options = ["--recipe", "characters", "--max_candidates", "2"]
+    assert attacked(nli_folder, tmp_path, *options) != attacked(nli_folder, tmp_path, *options, "--seed", "1")
+
+
+def test_what_an_attack_wrote_is_trained_on_as_it_is(nli_folder, tmp_path):
+    """Of pairs, whichever text was changed, and of single texts: the changed texts with the right labels."""
+    for field in ("hypothesis", "premise"):
+        lines, _ = attacked(nli_folder, tmp_path, "--recipe", "characters", "--field", field)
+        loaded = load_nli(str(tmp_path / "out/t.jsonl"))
+        written = [json.loads(line) for line in lines.splitlines()]
+        assert loaded[field][:] == [line[f"adv_{field}"] for line in written]
+        assert loaded["label"][:] == [LABELS.index(line["true_label"]) for line in written]
+    command = [
+        "train",
+        "--model_name_or_path",
+        str(nli_folder / "model"),
+        "--train_data",
+        str(tmp_path / "out/t.jsonl"),
+    ]
+    command += ["--output_dir", str(tmp_path / "m"), "--use_cpu", "True", "--max_steps", "1", "--save_strategy", "no"]
+    assert main([*command, "--report_to", "none", "--per_device_train_batch_size", "2"]) == 0
+
+
+def test_single_texts_and_other_tasks(nli_folder, tmp_path, capsys):
+    """The task follows from the model's labels; what is written has the columns of that task."""
+    model = AutoModelForSequenceClassification.from_pretrained(nli_folder / "model")
+    model.config.id2label = {0: "unsafe", 1: "safe"}
+    model.config.num_labels = 2
+    with torch.no_grad():
+        model.classifier.out_proj = torch.nn.Linear(16, 2)
+        torch.nn.init.normal_(model.classifier.out_proj.weight, std=3)
+    model.save_pretrained(tmp_path / "guard")
+    AutoTokenizer.from_pretrained(nli_folder / "model").save_pretrained(tmp_path / "guard")
+    corpus = [json.loads(line)["premise"] for line in (nli_folder / "test.jsonl").read_text().splitlines()]
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"text": text, "label": ("safe", "unsafe")[i % 2]}) + "\n" for i, text in enumerate(corpus))
+    )
+    command = [
+        "attack",
+        str(tmp_path / "guard"),
+        "--data",
+        f"t={tmp_path / 't.jsonl'}",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main([*command, "--recipe", "unicode", "spacing"]) == 0
+    written = [json.loads(line) for line in (tmp_path / "o/t.jsonl").read_text().splitlines()]
+    assert written
+    assert all(line["orig_text"] in corpus and line["text"] != line["orig_text"] for line in written)
+    loaded = load(str(tmp_path / "o/t.jsonl"), TASKS["safety"])
+    assert loaded["text"][:] == [line["text"] for line in written]
+    assert [TASKS["safety"].labels[i] for i in loaded["label"]] == [line["label"] for line in written]
+    assert main([*command, "--recipe", "unicode", "--field", "premise"]) == 2
+    assert "`field` was 'premise'; it must be one of 'text'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "`recipe` holds words, and `neighbors` is unset: give a file of them"),
+        (["--recipe", "unicode", "--neighbors", "n.json"], "`neighbors` is for the recipe words, and `recipe` was uni"),
+        (["--recipe", "spacing", "--keep_part_of_speech"], "`keep_part_of_speech` is for the recipe words"),
+        (["--neighbors", "n.json", "--seed", "3"], "`seed` was 3; the recipe words draws nothing at random"),
+    ],
+)
+def test_options_without_an_effect_are_refused(nli_folder, capsys, options, message):
+    assert main(["attack", str(nli_folder / "model"), "--data", str(nli_folder / "test.jsonl"), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bf16", [False, True])

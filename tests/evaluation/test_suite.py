@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering
 
 from infobert_fast import cli
-from infobert_fast.cli.evaluate import _task_of
+from infobert_fast.cli.models import task_for
 from infobert_fast.data.corpora import load_nli
 from infobert_fast.data.labels import LABELS
 from infobert_fast.data.source import Source
@@ -378,8 +378,8 @@ def test_the_task_follows_from_the_labels_and_the_columns(tmp_path, names, heade
     config = BertConfig(id2label=dict(enumerate(names)), architectures=["BertForSequenceClassification"])
     sources = [Source(str(tmp_path / "t.tsv"))]
     if task is not None:
-        assert _task_of(config, sources) == task
+        assert task_for(config, sources) == task
         return
     with pytest.raises(ValueError, match=r"say which it is, --task (rte|qnli)|are the classes of no task"):
-        _task_of(config, sources)
-    assert _task_of(config, [Source("x.tsv", task="rte")]) == "rte"
+        task_for(config, sources)
+    assert task_for(config, [Source("x.tsv", task="rte")]) == "rte"
