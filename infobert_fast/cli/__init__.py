@@ -17,6 +17,7 @@ USAGE = """usage: infobert COMMAND ...
   evaluate MODEL --suite nli|qa|SOURCE ...  clean and adversarial sets in one table; --data for sets by themselves
   attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
   explain MODEL TEXT ...                    useless, anchored and non-robust tokens, in the terminal and on a page
+  calibrate MODEL --data SOURCE ...         the adversary and the weights that a trained model wants
   bench [SUITE ...]                         the benchmarks, side by side with their baselines
   tune TABLE.json                           time the kernels' launch configurations on this machine's GPU
 
@@ -24,7 +25,7 @@ USAGE = """usage: infobert COMMAND ...
 `torchrun --nproc_per_node N -m infobert_fast.cli train CONFIG.yaml ...`, or with
 `deepspeed --module infobert_fast.cli train CONFIG.yaml --deepspeed zero2 ...`."""
 
-COMMANDS = ("train", "evaluate", "attack", "explain", "bench", "tune")  # each a module of this package
+COMMANDS = ("train", "evaluate", "attack", "explain", "calibrate", "bench", "tune")  # each a module of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

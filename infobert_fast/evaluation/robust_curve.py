@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from infobert_fast.functional import NormType
 from infobert_fast.training.look import untouched
 from infobert_fast.training.models.perturbation import WordEmbeddings
 
-__all__ = ["ATTACKS", "Attack", "Curve", "mean_token_norm", "robust_curve"]
+__all__ = ["ATTACKS", "Attack", "Curve", "gradient_norms", "mean_token_norm", "robust_curve"]
 
 Attack = Literal["random", "one-ascent", "pgd"]
 ATTACKS: tuple[Attack, ...] = ("random", "one-ascent", "pgd")
@@ -96,30 +96,31 @@ def robust_curve(
         raise ValueError(f"`radii` holds {len(radii)} and `tokens` {len(tokens)}; each needs at least one")
     for radius in radii:
         checks.number("radii", radius, low=0.0)
-    words = WordEmbeddings(model)
-    inputs = [{key: value for key, value in row.items() if key not in NOT_FOR_THE_MODEL} for row in tokens]
-    lengths = [len(row["input_ids"]) for row in inputs]
     loss = np.empty((len(radii), len(tokens)))
     right: np.ndarray | None = np.empty(loss.shape, dtype=bool)
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with untouched(model, model.device):
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-            for indices, batch in padded_batches(model, tokenizer, inputs, lengths, batch_tokens, name=name):
-                parts = _split(dict(batch), indices)
-                for i, radius in enumerate(radii):
-                    worst, held = _attack(model, words, parts, radius, attack, norm_type, steps, seed)
-                    loss[i, indices] = worst.double().cpu().numpy()
-                    if held is None or right is None:
-                        right = None
-                    else:
-                        right[i, indices] = held.cpu().numpy()
-    finally:
-        words.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+    for words, batch in _batches(model, tokenizer, tokens, batch_tokens, name):
+        numbers = batch.ids.cpu().numpy()
+        for i, radius in enumerate(radii):
+            worst, held = _attack(model, words, batch, radius, attack, norm_type, steps, seed)
+            loss[i, numbers] = worst.double().cpu().numpy()
+            if held is None or right is None:
+                right = None
+            else:
+                right[i, numbers] = held.cpu().numpy()
     return Curve(tuple(float(radius) for radius in radii), loss, right)
+
+
+def gradient_norms(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Any], *, batch_tokens: int = 8_192
+) -> np.ndarray:
+    """``||d loss_i / d delta_i||_2`` of each example at delta = 0, ``[examples]``: nats per unit of a perturbation."""
+    norms = np.empty(len(tokens))
+    for words, batch in _batches(model, tokenizer, tokens, batch_tokens, None):
+        delta = words.zeros(batch.mask.shape, batch.mask.device).requires_grad_()
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(_answer(model, words, batch, delta)[0].sum(), delta)
+        norms[batch.ids.cpu().numpy()] = (grad * batch.mask.unsqueeze(-1)).flatten(1).norm(dim=1).double().cpu().numpy()
+    return norms
 
 
 @torch.no_grad()
@@ -129,6 +130,26 @@ def mean_token_norm(model: PreTrainedModel, tokens: Sequence[Any]) -> float:
     table.remove()
     norms = [table.module(torch.tensor(row["input_ids"], device=model.device)).norm(dim=-1) for row in tokens]
     return float(torch.cat(norms).mean())
+
+
+def _batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Any], budget: int, name: str | None
+) -> Iterator[tuple[WordEmbeddings, _Batch]]:
+    """The examples by length, without dropout and weight gradients; afterwards the model is as it was."""
+    inputs = [{key: value for key, value in row.items() if key not in NOT_FOR_THE_MODEL} for row in tokens]
+    lengths = [len(row["input_ids"]) for row in inputs]
+    words = WordEmbeddings(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with untouched(model, model.device):
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            for indices, batch in padded_batches(model, tokenizer, inputs, lengths, budget, name=name):
+                yield words, _split(dict(batch), indices)
+    finally:
+        words.remove()
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _attack(
