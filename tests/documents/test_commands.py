@@ -23,6 +23,7 @@ APPENDED = {"train": ("--use_cpu", "True"), "bench": ("--seconds", "0.01")}
 ELSEWHERE = {
     "torchrun": ("starts ranks, on several nodes", "tests/training/test_ranks.py"),
     "deepspeed": ("starts ranks, on several nodes", "tests/training/test_ranks.py"),
+    "calibrate": ("needs a model that has left chance", "tests/test_cli_calibrate.py"),
     "tune": ("times the kernels of a GPU", "tests/test_cli_tune.py"),
     "pip": ("makes an environment", "tests/packaging/test_installs.py"),
     "make": ("makes an environment; `make test` runs this", "tests/test_demo.py"),
