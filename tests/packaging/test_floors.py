@@ -18,6 +18,7 @@ MATHEMATICS = [
     {"infobert_fast.reference"},
     {"infobert_fast.functional"},
     {"infobert_fast.estimators"},
+    {"infobert_fast.dropin"},
     {"infobert_fast.regularizers", "infobert_fast.adversary"},
 ]
 FLOORS = [
