@@ -45,7 +45,7 @@ def test_the_estimators_table():
 
 def test_the_demos_table():
     content = json.loads((RESULTS / "demo.json").read_text())
-    for name, *cells in rows("README.md", "method"):
+    for name, *cells in rows("docs/demo.md", "method"):
         row = content[name]
         assert cells[:4] == [
             f"{100 * row['clean']:.1f}",
