@@ -105,12 +105,14 @@ class InfoNCE(_LowerBound):
 class NWJ(_LowerBound):
     """NWJ lower bound on I(X; Y), unlike InfoNCE's not bounded by log N, at the price of its variance.
 
-    ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``; see
-    :func:`infobert_fast.functional.nwj`. Parameters are named as in CLUB's public code: ``F_func.0.weight``, ...
+    ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``, the second
+    mean over pairings that are no pairs; see :func:`infobert_fast.functional.nwj`. Parameters are named as in CLUB's
+    public code: ``F_func.0.weight``, ...
 
     Args:
         x_dim, y_dim: widths of the samples.
         hidden_size: width of the critic.
+        include_pairs: count the pairs among the pairings, as public code does; the estimate is then at most log N.
         implementation, precision: passed on to :func:`infobert_fast.functional.nwj`.
 
     Example:
@@ -124,12 +126,14 @@ class NWJ(_LowerBound):
         y_dim: int,
         hidden_size: int,
         *,
+        include_pairs: bool = False,
         implementation: Implementation = "auto",
         precision: Precision = "exact",
     ) -> None:
         checks.positive_integer("hidden_size", hidden_size)
         super().__init__(x_dim, y_dim, implementation, precision)
         self.F_func = self._network(hidden_size)
+        self.include_pairs = include_pairs
 
     def forward(
         self,
@@ -147,22 +151,28 @@ class NWJ(_LowerBound):
             *self.F_func.parameters(),
             local_index=local_index,
             pair_index=pair_index,
+            include_pairs=self.include_pairs,
             implementation=self.implementation,
             precision=self.precision,
         )
+
+    def extra_repr(self) -> str:
+        return f"include_pairs={self.include_pairs}, {super().extra_repr()}"
 
 
 class MINE(_LowerBound):
     """MINE: the Donsker-Varadhan lower bound on I(X; Y), over all pairs rather than over one shuffle.
 
-    ``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``; see
-    :func:`infobert_fast.functional.donsker_varadhan`. Public code draws one partner a row, whose mean of ``exp T`` has
-    the same expectation and more variance. On a batch the logarithm of a mean makes the estimate, and its gradient,
-    biased, upwards for the bound. Parameters are named as in CLUB's public code: ``T_func.0.weight``, ...
+    ``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``, the second
+    mean over pairings that are no pairs; see :func:`infobert_fast.functional.donsker_varadhan`. Public code draws one
+    partner a row, whose mean of ``exp T`` has the same expectation and more variance. On a batch the logarithm of a
+    mean makes the estimate, and its gradient, biased, upwards for the bound (``include_pairs=True`` lowers it by more).
+    Parameters are named as in CLUB's public code: ``T_func.0.weight``, ...
 
     Args:
         x_dim, y_dim: widths of the samples.
         hidden_size: width of the critic.
+        include_pairs: count the pairs among the pairings, as public code does; the estimate is then at most log N.
         implementation, precision: passed on to :func:`infobert_fast.functional.donsker_varadhan`.
     """
 
@@ -172,12 +182,14 @@ class MINE(_LowerBound):
         y_dim: int,
         hidden_size: int,
         *,
+        include_pairs: bool = False,
         implementation: Implementation = "auto",
         precision: Precision = "exact",
     ) -> None:
         checks.positive_integer("hidden_size", hidden_size)
         super().__init__(x_dim, y_dim, implementation, precision)
         self.T_func = self._network(hidden_size)
+        self.include_pairs = include_pairs
 
     def forward(
         self,
@@ -195,6 +207,10 @@ class MINE(_LowerBound):
             *self.T_func.parameters(),
             local_index=local_index,
             pair_index=pair_index,
+            include_pairs=self.include_pairs,
             implementation=self.implementation,
             precision=self.precision,
         )
+
+    def extra_repr(self) -> str:
+        return f"include_pairs={self.include_pairs}, {super().extra_repr()}"
