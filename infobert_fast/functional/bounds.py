@@ -56,8 +56,9 @@ def info_nce(scores: Scores) -> Tensor:
     """
     positive, lse, pairs, _, number, reverse = scores
     # A lone term's logarithm is its positive but for its rounding: a factor 0 keeps the 0 exact and a NaN visible.
+    alone = 1 if pairs.terms.clip is None and (pairs.terms.columns is None or pairs.terms.keep_pair) else 0
     if isinstance(number, int):
-        terms = (positive - scores.of_pairs(lse - math.log(number))) * (number > 1)
+        terms = (positive - scores.of_pairs(lse - math.log(number))) * (number > alone)
         if pairs.of_ranks is None:
             return terms.mean()
         return mean_over_ranks(terms.sum() * (dist.get_world_size() / number))
@@ -65,7 +66,6 @@ def info_nce(scores: Scores) -> Tensor:
     if pairs.chunk_size is not None:
         terms = (positive - lse + n.log()) / n * (n > 1)
         return terms.sum() / math.ceil(pairs.count / pairs.chunk_size)
-    alone = 1 if pairs.terms.columns is None or pairs.terms.keep_pair else 0
     terms = (positive - scores.of_pairs(lse) + n.log()) * (n > alone)
     if reverse is not None:
         terms = (terms + (positive - reverse + n.log()) * (n > alone)) / 2
@@ -86,13 +86,14 @@ def nwj(scores: Scores) -> Tensor:
 
 def donsker_varadhan(scores: Scores) -> Tensor:
     """``mean_i u_ii - log mean_ij exp u_ij``, the second mean over all scores that the sums take: MINE's bound, and
-    SMILE's where they are clipped. A single pair that its own sum contains gives exactly 0.
+    SMILE's where they are clipped. A single pair that its own sum contains gives exactly 0 where no score is clipped.
 
     Source: Belghazi et al. 2018 (MINE); Donsker and Varadhan 1983; Song and Ermon 2020 (SMILE).
     """
     log_mean = torch.logsumexp(scores.of_pairs(scores.lse), 0) - _log_total(scores)
-    bound = scores.positive.mean() - log_mean
-    return bound * (scores.pairs.count > 1) if scores.pairs.terms.columns is None else bound
+    bound, terms = scores.positive.mean() - log_mean, scores.pairs.terms
+    exact = terms.columns is None and terms.clip is None
+    return bound * (scores.pairs.count > 1) if exact else bound
 
 
 def _log_total(scores: Scores) -> float | Tensor:

@@ -94,3 +94,10 @@ def test_the_clip_acts_in_the_sums_alone():
     assert abs(got - (100 - math.log((math.e + 3) / 4))) < 1e-12
     with pytest.raises(ValueError, match="`clip` was 0; it must be a finite number >= 1e-06"):
         dot_scores(x, x, clip=0)
+
+
+def test_a_lone_pair_gives_exactly_0_unless_its_score_is_clipped():
+    x = torch.tensor([[3.0]], dtype=F64)
+    for bound in (bounds.info_nce, bounds.donsker_varadhan):
+        assert bound(dot_scores(x, x)) == 0
+        assert abs(bound(dot_scores(x, x, clip=1.0)) - 8) < 1e-12
