@@ -33,6 +33,7 @@ __all__ = [
     "philox4x32",
     "select_anchors",
     "separable_info_nce",
+    "smile",
     "variational_upper_bound",
 ]
 
@@ -127,6 +128,25 @@ def donsker_varadhan(
     """``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)``, the second over pairings that are no pairs."""
     table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
     others = table[_negatives(len(table), pair_index, include_pairs, table.device)]
+    return table.diagonal().mean() - (torch.logsumexp(others, 0) - math.log(len(others)))
+
+
+def smile(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    clip: float,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    include_pairs: bool = False,
+) -> Tensor:
+    """``mean_i T(x_i, y_i) - log mean_ij exp clip(T(x_j, y_i))``, the second over pairings that are no pairs."""
+    table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
+    others = table[_negatives(len(table), pair_index, include_pairs, table.device)].clamp(-clip, clip)
     return table.diagonal().mean() - (torch.logsumexp(others, 0) - math.log(len(others)))
 
 

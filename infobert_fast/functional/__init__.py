@@ -17,7 +17,7 @@ Bounds are in nats. Half-precision inputs are accumulated in float32 and the bou
 from infobert_fast.functional import bounds
 from infobert_fast.functional.anchors import anchor_counts, anchor_indices, select_anchors
 from infobert_fast.functional.club import club, club_sampled, sample_rows
-from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj
+from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj, smile
 from infobert_fast.functional.critics.dot import SEPARABLE_CRITICS, SIDES, SeparableCritic, Side, dot_scores
 from infobert_fast.functional.critics.mlp import PRECISIONS, Precision, mlp_scores, pairwise_mlp_logsumexp
 from infobert_fast.functional.freelb import NORM_TYPES, NormType, freelb_init, freelb_step
@@ -68,6 +68,7 @@ __all__ = [
     "sample_rows",
     "select_anchors",
     "separable_info_nce",
+    "smile",
     "take_rows",
     "variational_upper_bound",
 ]

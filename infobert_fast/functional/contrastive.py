@@ -1,4 +1,4 @@
-"""Lower bounds with the concatenating MLP critic: InfoNCE, NWJ and Donsker-Varadhan."""
+"""Lower bounds with the concatenating MLP critic: InfoNCE, NWJ, Donsker-Varadhan and SMILE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infobert_fast.functional import bounds
 from infobert_fast.functional.critics.mlp import Precision, check_mlp
 from infobert_fast.functional.implementation import Implementation, choose
 
-__all__ = ["donsker_varadhan", "info_nce", "nwj"]
+__all__ = ["donsker_varadhan", "info_nce", "nwj", "smile"]
 
 
 def info_nce(
@@ -184,5 +184,50 @@ def donsker_varadhan(
     if implementation == "reference":
         return reference.donsker_varadhan(
             *critic.operands, local_index=local_index, pair_index=pair_index, include_pairs=include_pairs
+        )
+    return bounds.donsker_varadhan(critic.project().scores(implementation, precision))
+
+
+def smile(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    clip: float = 5.0,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    include_pairs: bool = False,
+    implementation: Implementation = "auto",
+    precision: Precision = "exact",
+    validate: bool | None = None,
+) -> Tensor:
+    """SMILE's estimate of I(X; Y) in nats: :func:`donsker_varadhan` whose pairings' scores are clipped.
+
+    ``mean_i T(x_i, y_i) - log mean_ij exp clip(T(x_j, y_i), -clip, clip)``. The clip bounds the variance of the mean of
+    exponentials, which otherwise grows with ``e^I``, and biases it: the estimate is no bound where scores beyond the
+    clip matter. A clipped score receives no gradient. The pairs' own scores are not clipped.
+
+    Args:
+        clip: in nats; Song and Ermon take 1, 5 and 10.
+        others, errors: as in :func:`donsker_varadhan`.
+
+    Source: Song and Ermon 2020, section 4.
+    """
+    critic = check_mlp(
+        (local, global_, w1, b1, w2, b2),
+        local_index,
+        pair_index,
+        include_pairs=include_pairs,
+        clip=clip,
+        implementation=implementation,
+        precision=precision,
+        validate=validate,
+    )
+    if implementation == "reference":
+        return reference.smile(
+            *critic.operands, clip=clip, local_index=local_index, pair_index=pair_index, include_pairs=include_pairs
         )
     return bounds.donsker_varadhan(critic.project().scores(implementation, precision))

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from contrastive_cases import F64, assert_no_worse_than_eager, assert_same, critic_inputs, indices, value_and_grads
 
 from infobert_fast import reference
-from infobert_fast.functional import bounds, donsker_varadhan, dot_scores, info_nce, nwj
+from infobert_fast.functional import bounds, donsker_varadhan, dot_scores, info_nce, nwj, smile
 
-BOUNDS = [(nwj, reference.nwj), (donsker_varadhan, reference.donsker_varadhan)]
-IDS = ["nwj", "donsker_varadhan"]
+SMILE = [functools.partial(bound, clip=0.5) for bound in (smile, reference.smile)]
+BOUNDS = [(nwj, reference.nwj), (donsker_varadhan, reference.donsker_varadhan), SMILE]
+IDS = ["nwj", "donsker_varadhan", "smile"]
 
 
 @pytest.mark.parametrize(("bound", "literal"), BOUNDS, ids=IDS)
@@ -144,3 +145,19 @@ def test_the_mlp_critic_reaches_the_truth_too():
     symbols = torch.randint(width, (500, 64), generator=torch.Generator().manual_seed(0))
     values = torch.stack([nwj(rows, rows, *critic) for rows in F.one_hot(symbols, width).float()])
     assert abs(values.mean() - math.log(width)) < 3 * values.std() / math.sqrt(500)
+
+
+def test_smile_is_what_its_paper_computes():
+    """Scores of pairings are cut to [-1, 1]; those of pairs, 1, -1.5 and -2, are not."""
+    local, global_ = torch.eye(2, dtype=F64), torch.eye(2, dtype=F64)
+    w1, b1 = torch.cat([torch.eye(2, dtype=F64)] * 2, 1), -torch.ones(2, dtype=F64)  # a unit fires on its match alone
+    critic = w1, b1, torch.tensor([3.0, 0.5], dtype=F64), torch.tensor([-2.0], dtype=F64)
+    index = {"local_index": torch.tensor([0, 1, 0]), "pair_index": torch.tensor([0, 1, 1])}
+    # T = 1 where both are 0, -1.5 where both are 1, else -2; the pairs (0,0), (1,1), (0,1) have 1, -1.5, -2
+    # pairings without the pairs of a global row: y_0 with x of pairs 1, 2: -2, 1; y_1 with x of pair 0, twice: -2, -2
+    expected = (1 - 1.5 - 2) / 3 - math.log((3 * math.exp(-1) + math.exp(1)) / 4)
+    assert abs(smile(local, global_, *critic, clip=1.0, **index) - expected) < 1e-12
+    unclipped = smile(local, global_, *critic, clip=100.0, **index)
+    assert abs(unclipped - donsker_varadhan(local, global_, *critic, **index)) < 1e-12
+    with pytest.raises(ValueError, match=r"`clip` was 0\.0"):
+        smile(local, global_, *critic, clip=0.0)
