@@ -18,7 +18,14 @@ from infobert_fast.functional import bounds
 from infobert_fast.functional.anchors import anchor_counts, anchor_indices, select_anchors
 from infobert_fast.functional.club import club, club_sampled, sample_rows
 from infobert_fast.functional.contrastive import donsker_varadhan, info_nce, nwj, smile
-from infobert_fast.functional.critics.dot import SEPARABLE_CRITICS, SIDES, SeparableCritic, Side, dot_scores
+from infobert_fast.functional.critics.dot import (
+    SEPARABLE_CRITICS,
+    SIDES,
+    SeparableCritic,
+    Side,
+    dot_logsumexp,
+    dot_scores,
+)
 from infobert_fast.functional.critics.mlp import PRECISIONS, Precision, mlp_scores, pairwise_mlp_logsumexp
 from infobert_fast.functional.freelb import NORM_TYPES, NormType, freelb_init, freelb_step
 from infobert_fast.functional.gaussian import (
@@ -51,6 +58,7 @@ __all__ = [
     "club_over_ranks",
     "club_sampled",
     "donsker_varadhan",
+    "dot_logsumexp",
     "dot_scores",
     "exchange",
     "freelb_init",

@@ -92,7 +92,8 @@ def info_nce(
         from infobert_fast.kernels import chunk_bound
 
         if chunk_bound.is_short(chunk_size):
-            return chunk_bound.info_nce(*projected)
+            bound: Tensor = chunk_bound.info_nce(*projected)
+            return bound
     return bounds.info_nce(projected.scores(implementation, precision, softplus=True))
 
 

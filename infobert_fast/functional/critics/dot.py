@@ -15,7 +15,16 @@ from infobert_fast.functional.critics.pairs import check_pairs
 from infobert_fast.functional.implementation import IMPLEMENTATIONS, Implementation, choose
 from infobert_fast.kernels.pairs import Pairs, Terms
 
-__all__ = ["SEPARABLE_CRITICS", "SIDES", "SeparableCritic", "Side", "check_dot", "dot_scores", "project"]
+__all__ = [
+    "SEPARABLE_CRITICS",
+    "SIDES",
+    "SeparableCritic",
+    "Side",
+    "check_dot",
+    "dot_logsumexp",
+    "dot_scores",
+    "project",
+]
 
 SeparableCritic = Literal["dot", "cosine", "bilinear"]
 SEPARABLE_CRITICS: tuple[SeparableCritic, ...] = ("dot", "cosine", "bilinear")
@@ -68,6 +77,48 @@ def project(
     implementation: Implementation,
 ) -> Scores:
     """The scores of checked operands: rows are projected, rounded to what products are made in, and summed up."""
+    x, y, dtype = _prepare(local, global_, critic, weight)
+    with torch.autocast(local.device.type, enabled=False):
+        # the sums run over the pairs' rows of one side, x, for each fixed row of the other, y
+        index, row_index = pairs.local_index, pairs.pair_index
+        if over == "global_" and not symmetric:
+            x, y, index, row_index = y, x, row_index, index
+        x, terms = gather(x, index), pairs.terms
+        if symmetric or terms.rows is not None:
+            y, row_index, terms = gather(y, row_index), None, terms._replace(rows=terms.columns)
+        chosen = choose(implementation, local, kernel=True)
+        lse_i, lse_j = _logsumexp(x, y, scale, terms, symmetric, dtype, chosen)
+        positive = (x * gather(y, row_index)).sum(1) * scale.to(x.dtype)
+    number = pairs.terms.number(pairs.count)
+    number = torch.full_like(positive, number) if isinstance(number, int) else number
+    return Scores(positive, lse_i, pairs, row_index, number, lse_j if symmetric else None)
+
+
+def dot_logsumexp(
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    critic: SeparableCritic = "dot",
+    scale: float | Tensor = 1.0,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """``logsumexp_j F(rows_i, columns_j)`` of each row, ``[I]``: any number of rows and columns, and no pairs.
+
+    Arguments, result and errors as in :func:`infobert_fast.functional.separable_info_nce`, for dot and cosine.
+    """
+    scale, _ = check_dot(
+        columns, rows, critic, None, scale, "local", False, None, None, None, True, None, implementation, None,
+        paired=False,
+    )  # fmt: skip
+    x, y, dtype = _prepare(columns, rows, critic, None)
+    with torch.autocast(rows.device.type, enabled=False):
+        return _logsumexp(x, y, scale, Terms(), False, dtype, choose(implementation, rows, kernel=True))[0]
+
+
+def _prepare(
+    local: Tensor, global_: Tensor, critic: SeparableCritic, weight: Tensor | None
+) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Both sides projected, in float32 at least, rounded to what products are made in: autocast's dtype or theirs."""
     device, dtype = local.device.type, local.dtype
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
@@ -79,20 +130,7 @@ def project(
         elif critic == "bilinear":
             assert weight is not None
             y = F.linear(y, weight.to(wide))
-        x, y = _Rounded.apply(x, dtype), _Rounded.apply(y, dtype)
-        # the sums run over the pairs' rows of one side, x, for each fixed row of the other, y
-        index, row_index = pairs.local_index, pairs.pair_index
-        if over == "global_" and not symmetric:
-            x, y, index, row_index = y, x, row_index, index
-        x, terms = gather(x, index), pairs.terms
-        if symmetric or terms.rows is not None:
-            y, row_index, terms = gather(y, row_index), None, terms._replace(rows=terms.columns)
-        chosen = choose(implementation, local, kernel=True)
-        lse_i, lse_j = _logsumexp(x, y, scale, terms, symmetric, dtype, chosen)
-        positive = (x * gather(y, row_index)).sum(1) * scale.to(wide)
-    number = pairs.terms.number(pairs.count)
-    number = torch.full_like(positive, number) if isinstance(number, int) else number
-    return Scores(positive, lse_i, pairs, row_index, number, lse_j if symmetric else None)
+        return _Rounded.apply(x, dtype), _Rounded.apply(y, dtype), dtype
 
 
 def _directions(rows: Tensor) -> Tensor:
@@ -148,6 +186,7 @@ def check_dot(
     clip: float | None,
     implementation: str,
     validate: bool | None,
+    paired: bool = True,
 ) -> tuple[Tensor, Pairs]:
     """Refuse, by name, what does not fit together; the scale as a tensor, and the pairs."""
     checks.choice("critic", critic, SEPARABLE_CRITICS)
@@ -182,6 +221,7 @@ def check_dot(
     checks.agree("scale", scale, "local", local, dtype=False)
     pairs = check_pairs(
         ("local", local), ("global_", global_), local_index, pair_index, include_pairs=include_pairs, clip=clip,
-        fixed="local" if over == "global_" and not symmetric else "global_", labels=labels, validate=validate,
+        fixed="local" if over == "global_" and not symmetric else "global_", labels=labels, paired=paired,
+        validate=validate,
     )  # fmt: skip
     return scale.reshape(()), pairs

@@ -225,9 +225,10 @@ def _logsumexp(
 ) -> Tensor:
     chosen = choose(implementation, a, kernel=True, compiled=True)
     if chosen == "triton":
-        from infobert_fast.kernels.pairwise_mlp import logsumexp
+        from infobert_fast.kernels.pairwise_mlp import logsumexp  # Triton is imported here, at the first call
 
-        return logsumexp(a, b, w2, b2, pairs, precision)
+        fused: Tensor = logsumexp(a, b, w2, b2, pairs, precision)
+        return fused
     # Inside a graph that is compiled already the loops are part of it.
     compiled = chosen == "compiled" and not torch.compiler.is_compiling()
     a_pairs, chunk_size = gather(a, pairs.local_index), pairs.chunk_size
