@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from infobert_fast import functional
-from infobert_fast.estimators import CLUB, MINE, NWJ, CLUBv2, InfoNCE, L1OutUB, SeparableInfoNCE, VarUB
+from infobert_fast.estimators import CLUB, MINE, NWJ, SMILE, CLUBv2, InfoNCE, L1OutUB, SeparableInfoNCE, VarUB
 
 if TYPE_CHECKING:
     from infobert_fast.training.arguments import InfoBertArguments
@@ -19,6 +19,7 @@ __all__ = [
     "CLUB",
     "MINE",
     "NWJ",
+    "SMILE",
     "CLUBv2",
     "InfoBertArguments",
     "InfoBertTrainer",

@@ -33,6 +33,7 @@ __all__ = [
     "philox4x32",
     "select_anchors",
     "separable_info_nce",
+    "smile",
     "variational_upper_bound",
 ]
 
@@ -88,6 +89,12 @@ def _pairings(
     return torch.relu(F.linear(table, w1, b1)) @ w2.reshape(-1) + b2
 
 
+def _negatives(n: int, owner: Tensor | None, include_pairs: bool, device: torch.device) -> Tensor:
+    """Which entries of a table [i, j] the sums take: all, or those of pairs j that do not use i's fixed row."""
+    owner = torch.arange(n, device=device) if owner is None else owner
+    return torch.ones(n, n, dtype=torch.bool, device=device) if include_pairs else owner.unsqueeze(1) != owner
+
+
 def nwj(
     local: Tensor,
     global_: Tensor,
@@ -98,10 +105,12 @@ def nwj(
     *,
     local_index: Tensor | None = None,
     pair_index: Tensor | None = None,
+    include_pairs: bool = False,
 ) -> Tensor:
-    """``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)``."""
+    """``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)``, the second over pairings that are no pairs."""
     table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
-    return table.diagonal().mean() - torch.exp(table - 1).mean()
+    others = table[_negatives(len(table), pair_index, include_pairs, table.device)]
+    return table.diagonal().mean() - torch.exp(others - 1).mean()
 
 
 def donsker_varadhan(
@@ -114,10 +123,31 @@ def donsker_varadhan(
     *,
     local_index: Tensor | None = None,
     pair_index: Tensor | None = None,
+    include_pairs: bool = False,
 ) -> Tensor:
-    """``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)``."""
+    """``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)``, the second over pairings that are no pairs."""
     table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
-    return table.diagonal().mean() - (torch.logsumexp(table.flatten(), 0) - math.log(table.numel()))
+    others = table[_negatives(len(table), pair_index, include_pairs, table.device)]
+    return table.diagonal().mean() - (torch.logsumexp(others, 0) - math.log(len(others)))
+
+
+def smile(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    clip: float,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    include_pairs: bool = False,
+) -> Tensor:
+    """``mean_i T(x_i, y_i) - log mean_ij exp clip(T(x_j, y_i))``, the second over pairings that are no pairs."""
+    table = _pairings(local, global_, w1, b1, w2, b2, local_index, pair_index)
+    others = table[_negatives(len(table), pair_index, include_pairs, table.device)].clamp(-clip, clip)
+    return table.diagonal().mean() - (torch.logsumexp(others, 0) - math.log(len(others)))
 
 
 def pairwise_mlp_logsumexp(
@@ -150,12 +180,16 @@ def separable_info_nce(
     critic: str = "dot",
     weight: Tensor | None = None,
     scale: float | Tensor = 1.0,
+    over: str = "global_",
     symmetric: bool = False,
     local_index: Tensor | None = None,
     pair_index: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """``mean_i [ F(x_i, y_i) - (logsumexp_j F(x_j, y_i) - log n_i) ]``, N x N scores; j of i's label left out but i."""
+    """``mean_i [ F(x_i, y_i) - (logsumexp_j F(x_i, y_j) - log n_i) ]``, N x N scores; j of i's label left out but i.
+
+    ``over="local"`` has ``F(x_j, y_i)``.
+    """
     x = local if local_index is None else local[local_index]
     y = global_ if pair_index is None else global_[pair_index]
     if critic == "cosine":
@@ -172,7 +206,9 @@ def separable_info_nce(
         lse = torch.logsumexp(table.masked_fill(left_out, -math.inf), dim=1)
         return (table.diagonal() - (lse - (~left_out).sum(1).to(table.dtype).log())).mean()
 
-    return (bound(table) + bound(table.t())) / 2 if symmetric else bound(table)
+    if symmetric:
+        return (bound(table) + bound(table.t())) / 2
+    return bound(table if over == "local" else table.t())
 
 
 def club(y: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -13,8 +13,10 @@ thirty small operations. Memory is O(N H).
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .chunks import chunk_gradient, chunk_scores, gradient_tile, padded, source_rows
+from .chunks import LONGEST, chunk_gradient, chunk_scores, gradient_tile, padded, source_rows
+from .declaration import operator
 from .launch import near_units, on_device
 from .mask_sums import segment_sum
 
@@ -165,3 +167,38 @@ def chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, need):
             db = db_rows if scanned else segment_sum(db, pair_index, b)
     gradients = (x if wanted else None for x, wanted in zip((da, db, dw, db2), need, strict=True))
     return bound.reshape(()), *gradients
+
+
+def is_short(chunk_size):
+    """Whether chunks of this size are for this file."""
+    return chunk_size <= LONGEST
+
+
+def _fake(a, b, w2, b2, local_index, pair_index, chunk_size, need):
+    wanted = zip((a, b, w2, b2), need, strict=True)
+    return a.new_empty(()), *(a.new_empty(x.shape if needed else (0,)) for x, needed in wanted)
+
+
+def _backward(grads, inputs, results, need):
+    """The gradients that the forward made, scaled: one launch for all."""
+    wanted = [gradient for gradient, needed in zip(results[1:], need, strict=True) if needed]
+    scaled = iter(torch._foreach_mul(wanted, grads[0]))
+    return tuple(next(scaled) if needed else None for needed in need)
+
+
+@operator("chunk_info_nce", _fake, _backward, gradients=4)
+def _info_nce(
+    a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, local_index: Tensor | None, pair_index: Tensor | None,
+    chunk_size: int, need: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    bound, *gradients = chunk_bound(a, b, w2, b2, local_index, pair_index, chunk_size, need)
+    da, db, dw2, db2 = (a.new_empty((0,)) if gradient is None else gradient for gradient in gradients)
+    return bound, da, db, dw2, db2
+
+
+def info_nce(a, b, w2, b2, pairs):
+    """The bound of ``chunk_bound``, differentiable in a, b, w2 and b2: its forward makes the gradients as well."""
+    # what a graph will need of them is not known where it is called
+    every = torch.compiler.is_compiling()
+    need = [every or (torch.is_grad_enabled() and x.requires_grad) for x in (a, b, w2, b2)]
+    return _info_nce(a, b, w2, b2, pairs.local_index, pairs.pair_index, pairs.chunk_size, need)

@@ -93,7 +93,7 @@ def chunk_gradient(
         if NEED_X:
             w = tl.load(w_ptr + o_h, mask=m_h, other=0.0).to(dtype)
             tl.store(
-                dx_ptr + (first + block * BR) * H + (tl.arange(0, BR)[:, None] * H + o_h[None, :]),
+                dx_ptr + first * H + (o_r[:, None] * H + o_h[None, :]),
                 total * w[None, :],
                 mask=(o_r < n)[:, None] & m_h[None, :],
             )

@@ -12,6 +12,8 @@ import triton.language as tl
 from torch.nn.functional import pad
 
 from .operands import centre
+from .pairs import Terms
+from .scores import clipped, counted
 
 
 @triton.jit
@@ -28,8 +30,8 @@ def relu_of_sum(a, b, PACKED: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_i", "n_j", "n_total", "n_rows"])
 def fast_logsumexp_kernel(
-    a_ptr, b_ptr, w_ptr, scale_ptr, b2_ptr, m_ptr, s_ptr, u_ptr,
-    n_i, n_j, n_total, pad_i, pad_j, row_step, j_per_split, n_rows,
+    a_ptr, b_ptr, w_ptr, scale_ptr, b2_ptr, owner_ptr, m_ptr, s_ptr, u_ptr,
+    n_i, n_j, n_total, pad_i, pad_j, row_step, j_per_split, n_rows, clip,
     BI: tl.constexpr, BJ: tl.constexpr, BK: tl.constexpr,
     KEEP: tl.constexpr, PACKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +63,9 @@ def fast_logsumexp_kernel(
         u = tl.sum(acc, 2) * scale + shift
         if KEEP:
             tl.store(u_ptr + o_l[:, None] * pad_j + o_j[None, :], u)
-        m_j = (o_j < n_valid)[None, :]
+        if clip is not None:
+            u = clipped(u, clip)
+        m_j = counted(i_tile * BI + o_l, o_j, n_valid, owner_ptr)
         u = tl.where(m_j, u, float("-inf"))
         m_new = tl.maximum(m, u)
         # lanes that saw no column yet: -inf - -inf would be NaN
@@ -77,6 +81,7 @@ def fast_logsumexp_kernel(
     tl.store(s_ptr + p_part, total, mask=m_i)
 
 
+EVERY = Terms()
 # 8 rows x 32 columns per warp, the warps sharing the columns' tile: 0.83 instructions per unit and 232 registers on
 # sm_90. One product over a batch of rows stays a register-fed HMMA; the warpgroup form (HGMMA) fences around every
 # product and needs 1.2 to 1.9.
@@ -88,7 +93,7 @@ def power_of_two(top, bits):
     return torch.exp2(bits - top.clamp_min(1e-30).log2().floor())
 
 
-def half_operands(a, b, w2, local_index, pair_index, p):
+def half_operands(a, b, w2, p):
     """fp16 rows [count pad, units] of a and b, weights [units, 8] (w2, its remainder, zeros) and the scale [1] of u.
 
     Units are padded for both passes: to tiles of 32 forward, of 64 backward.
@@ -108,19 +113,20 @@ def half_operands(a, b, w2, local_index, pair_index, p):
         x = pad(x, (0, units, 0, p.problems * n_row - n_total)).view(p.problems, n_row, -1)
         return pad(x, (0, 0, 0, n_pad - n_row)).view(p.problems * n_pad, -1)
 
-    A = rows(a, local_index, p.n_j, p.total_j, p.pad_j)
-    B = rows(b, pair_index, p.n_i, p.total_i, p.pad_i)
+    A = rows(a, p.local_index, p.n_j, p.total_j, p.pad_j)
+    B = rows(b, p.global_index, p.n_i, p.total_i, p.pad_i)
     return A, B, weights, (1 / (scale * w_scale)).reshape(1)
 
 
-def fast_partials(a, b, w2, b2, local_index, pair_index, p, scores):
+def fast_partials(a, b, w2, b2, p, scores):
     """Partial (maximum, sum) [splits, rows] of the fast preset; fills ``scores`` where given."""
-    operands = half_operands(a, b, w2, local_index, pair_index, p)
-    return launch_scores(operands, b2, p, scores, 0, p.problems, 0, p.n_i, p.total_i)
+    return launch_scores(half_operands(a, b, w2, p), b2, p, scores, 0, p.problems, 0, p.n_i, p.total_i, p.terms)
 
 
-def launch_scores(operands, b2, p, scores, problem, blocks, i, n_i, n_rows):
-    """Partials of ``n_i`` rows from row i on, of ``blocks`` problems from ``problem`` on (one, where i > 0)."""
+def launch_scores(operands, b2, p, scores, problem, blocks, i, n_i, n_rows, terms=EVERY):
+    """Partials of ``n_i`` rows from row i on, of ``blocks`` problems from ``problem`` on (one, where i > 0); ``terms``
+    are those of whole problems.
+    """
     A, B, weights, scale = operands
     A, B = A[problem * p.pad_j :], B[problem * p.pad_i + i :]
     tiles_i, tiles_j = triton.cdiv(n_i, ROWS), triton.cdiv(p.n_j, COLUMNS)
@@ -129,8 +135,8 @@ def launch_scores(operands, b2, p, scores, problem, blocks, i, n_i, n_rows):
     splits = triton.cdiv(p.n_j, j_per_split)
     m, s = (torch.empty((splits, n_rows), device=A.device, dtype=torch.float32) for _ in range(2))
     fast_logsumexp_kernel[(blocks * tiles_i, splits)](
-        A, B, weights, scale, b2, m, s, scores,
-        n_i, p.n_j, p.total_j - problem * p.n_j, p.pad_i, p.pad_j, A.stride(0), j_per_split, n_rows,
+        A, B, weights, scale, b2, terms.columns, m, s, scores,
+        n_i, p.n_j, p.total_j - problem * p.n_j, p.pad_i, p.pad_j, A.stride(0), j_per_split, n_rows, terms.clip,
         BI=ROWS, BJ=COLUMNS, BK=UNITS, KEEP=scores is not None, PACKED=not triton.knobs.runtime.interpret,
         STAGES=STAGES, num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 
 from .fast_scores import fast_partials, half_operands, launch_scores, power_of_two
 from .fast_sums import fast_mask_sums
@@ -11,6 +12,7 @@ from .launch import config, threads_per_warp
 from .launch_table import Config
 from .mask_sums import finish, mask_sums, sum_buffer
 from .operands import accumulator, centre, operand, slot_order
+from .pairs import Terms
 from .scores import logsumexp_kernel, merge_kernel, weights_kernel
 
 # below this many bytes the forward pass keeps the scores for the backward pass, which then saves their recomputation
@@ -22,7 +24,10 @@ MOST_COLUMNS = 2**26
 
 
 class Problems(NamedTuple):
-    """``problems`` rectangles of n_i x n_j pairs (the last may be ragged), together total_i rows, total_j columns."""
+    """``problems`` rectangles of n_i x n_j pairs (the last may be ragged), together total_i rows, total_j columns.
+
+    Columns are the rows ``local_index`` of a, rows the rows ``global_index`` of b, all in order where None.
+    """
 
     problems: int
     n_i: int
@@ -33,54 +38,60 @@ class Problems(NamedTuple):
     pad_j: int
     tile_j: int
     config: Config
+    local_index: Tensor | None
+    global_index: Tensor | None
+    terms: Terms
 
 
-def problems_of(a, b, local_index, chunk_size, choice=None):
-    pairs = a.shape[0] if local_index is None else local_index.shape[0]
-    if chunk_size is None:
-        count, n_i, n_j, total_i = 1, b.shape[0], pairs, b.shape[0]
+def problems_of(a, b, pairs, choice=None):
+    """Every row of b against all pairs or, of each chunk, its pairs' rows."""
+    size, global_index = pairs.chunk_size, None
+    if size is None:
+        count, n_i, n_j, total_i = 1, b.shape[0], pairs.count, b.shape[0]
     else:
-        count, n_i, n_j, total_i = triton.cdiv(pairs, chunk_size), min(chunk_size, pairs), min(chunk_size, pairs), pairs
+        count, global_index, total_i = triton.cdiv(pairs.count, size), pairs.pair_index, pairs.count
+        n_i = n_j = min(size, total_i)
     choice = choice or config(a, n_j)
     tile_j = 4 * threads_per_warp(a) * choice.warps
     pad_i, pad_j = triton.cdiv(n_i, 32) * 32, triton.cdiv(n_j, tile_j) * tile_j
     if pad_j > MOST_COLUMNS:
         raise ValueError(f"{n_j} local rows were given; the kernels take {MOST_COLUMNS} at once: use smaller chunks")
-    return Problems(count, n_i, n_j, total_i, pairs, pad_i, pad_j, tile_j, choice)
+    fixed = count, n_i, n_j, total_i, pairs.count, pad_i, pad_j, tile_j, choice
+    return Problems(*fixed, pairs.local_index, global_index, pairs.terms)
 
 
-def score_operands(a, b, w2, local_index, pair_index, p):
+def score_operands(a, b, w2, p):
     """Arguments that every score kernel starts with, and the row steps of its two operands."""
     shift = centre(a, b, accumulator(a))
     order, bounds = slot_order(w2)
-    A, alpha = operand(a, local_index, w2, -shift, order, bounds, p.problems, p.n_j, p.total_j, p.pad_j)
-    B, beta = operand(b, pair_index, w2, shift, order, bounds, p.problems, p.n_i, p.total_i, p.pad_i)
+    A, alpha = operand(a, p.local_index, w2, -shift, order, bounds, p.problems, p.n_j, p.total_j, p.pad_j)
+    B, beta = operand(b, p.global_index, w2, shift, order, bounds, p.problems, p.n_i, p.total_i, p.pad_i)
     return A, B, alpha, beta, bounds
 
 
-def exact_partials(a, b, w2, b2, local_index, pair_index, p, scores):
+def exact_partials(a, b, w2, b2, p, scores):
     """Partial (maximum, sum) [splits, rows] of the exact preset; fills ``scores`` where given."""
     tiles_i, tiles_j = triton.cdiv(p.n_i, p.config.rows), p.pad_j // p.tile_j
     splits = min(tiles_j, triton.cdiv(p.config.programs, p.problems * tiles_i))
     j_per_split = triton.cdiv(tiles_j, splits) * p.tile_j
     splits = triton.cdiv(p.pad_j, j_per_split)
-    A, B, alpha, beta, bounds = score_operands(a, b, w2, local_index, pair_index, p)
+    A, B, alpha, beta, bounds = score_operands(a, b, w2, p)
     m, s = (torch.empty((splits, p.total_i), device=a.device, dtype=accumulator(a)) for _ in range(2))
     logsumexp_kernel[(p.problems * tiles_i, splits)](
-        A, B, alpha, beta, b2, bounds, m, s, scores,
-        p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), B.stride(0), j_per_split, p.total_i,
+        A, B, alpha, beta, b2, bounds, p.terms.columns, m, s, scores,
+        p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j, A.stride(0), B.stride(0), j_per_split, p.total_i, p.terms.clip,
         BI=p.config.rows, BL=p.tile_j // 4, KEEP=scores is not None, num_warps=p.config.warps, enable_fp_fusion=True,
     )  # fmt: skip
     return m, s
 
 
-def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, fast):
+def rectangle_forward(a, b, w2, b2, p, keep_scores, fast):
     """(lse [rows], scores or None)."""
     dtype = accumulator(a)
     keep = keep_scores and p.problems * p.pad_i * p.pad_j * dtype.itemsize <= KEEP_BYTES
     scores = torch.empty((p.problems, p.pad_i, p.pad_j), device=a.device, dtype=dtype) if keep else None
     partials = fast_partials if fast else exact_partials
-    m, s = partials(a, b, w2, b2, local_index, pair_index, p, scores)
+    m, s = partials(a, b, w2, b2, p, scores)
     lse = torch.empty((p.total_i,), device=a.device, dtype=dtype)
     merge_kernel[(triton.cdiv(p.total_i, 32),)](
         m, s, lse, p.total_i, m.shape[0], BR=32, BK=32, num_warps=4, enable_fp_fusion=True
@@ -88,27 +99,42 @@ def rectangle_forward(a, b, w2, b2, local_index, pair_index, p, keep_scores, fas
     return lse, scores
 
 
-def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, local_index, pair_index, p, need, fast):
-    """(da, db, dw2), None where not needed."""
-    need_a, need_b, need_w, _ = need
-    local = a if local_index is None else a.index_select(0, local_index)
-    global_ = b if pair_index is None else b.index_select(0, pair_index)
+def rectangle_backward(grad_lse, lse, a, b, w2, b2, scores, p, need, fast):
+    """(da, db, dw2, db2), None where not needed."""
+    need_a, need_b, need_w, need_b2 = need
+    local = a if p.local_index is None else a.index_select(0, p.local_index)
+    global_ = b if p.global_index is None else b.index_select(0, p.global_index)
     sums = fast_pair_sums if fast else pair_sums
-    sums_a, sums_b = sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need)
+    sums_a, sums_b, total = sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, p, need)
     shift = centre(a, b, lse.dtype)
-    da, dw_a = finish(sums_a, local, w2, -shift, a, local_index, need_a, need_w)
-    db, dw_b = finish(sums_b, global_, w2, shift, b, pair_index, need_b, need_w)
-    return da, db, (dw_a + dw_b).to(w2.dtype) if need_w else None
+    da, dw_a = finish(sums_a, local, w2, -shift, a, p.local_index, need_a, need_w)
+    db, dw_b = finish(sums_b, global_, w2, shift, b, p.global_index, need_b, need_w)
+    db2 = total.reshape(b2.shape).to(b2.dtype) if need_b2 else None
+    return da, db, (dw_a + dw_b).to(w2.dtype) if need_w else None, db2
 
 
-def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need):
-    """ga [splits, P, H] and gb [splits, rows, H] from weights G made block by block; None where not needed."""
-    operands = (None,) * 5 if scores is not None else score_operands(a, b, w2, local_index, pair_index, p)
+def sum_of_weights(grad_lse, lse, p):
+    """``sum_ij G_ij``, and whether blocks of G are still to be added to it. Softmax weights sum to one over j, so that
+    it is ``sum grad``, unless some scores are clipped and weigh nothing.
+    """
+    if p.terms.clip is not None:
+        return lse.new_zeros(()), True
+    # 0 lse carries a NaN of the forward pass; a row of no term has none
+    known = grad_lse + 0 * (lse if p.terms.columns is None else lse.masked_fill(lse == -torch.inf, 0))
+    return known.sum(), False
+
+
+def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, p, need):
+    """ga [splits, P, H] and gb [splits, rows, H] from weights G made block by block, None where not needed; sum G."""
+    operands = (None,) * 5 if scores is not None else score_operands(a, b, w2, p)
+    total, add = sum_of_weights(grad_lse, lse, p)
     blocks, block_problems, block_i = blocks_of(p, lse)
     weights = torch.empty((2, block_problems * block_i * p.pad_j), device=a.device, dtype=lse.dtype)
     sums_a, sums_b = sum_buffers(local, global_, block_problems, block_i, p, need, lse.dtype)
     for problem, count, i, rows in blocks:
         launch_weights(operands, scores, problem * p.pad_i + i, b2, grad_lse, lse, weights, problem, count, i, rows, p)
+        if add:
+            total += weights[0, : count * rows * p.pad_j].sum()
         if sums_a is not None:
             mask_sums(
                 sums_a, local, global_, weights[0], p.n_j, p.n_i, p.total_j, p.total_i, problem, count,
@@ -122,12 +148,13 @@ def pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, 
                 first_r=0, first_k=0, block_r=rows, block_k=p.pad_j, accumulate=False,
             )  # fmt: skip
             torch.sum(part, 0, out=sums_b[0, of_block])
-    return sums_a, sums_b
+    return sums_a, sums_b, total
 
 
-def fast_pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_index, pair_index, p, need):
+def fast_pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, p, need):
     """As ``pair_sums``, of the rows in fp16 that the fast forward pass saw."""
-    A, B, *_ = operands = half_operands(a, b, w2, local_index, pair_index, p)
+    A, B, *_ = operands = half_operands(a, b, w2, p)
+    total, add = sum_of_weights(grad_lse, lse, p)
     blocks, block_problems, block_i = blocks_of(p, lse)
     size = block_problems * block_i * p.pad_j
     weights = torch.empty((2, 2, size), device=a.device, dtype=torch.float16)
@@ -143,6 +170,8 @@ def fast_pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_in
             u, first_u = block_scores, 0
             launch_scores(operands, b2, p, u, problem, count, i, rows, count * rows)
         launch_weights((None,) * 5, u, first_u, b2, grad_lse, lse, weights, problem, count, i, rows, p)
+        if add:
+            total += weights[0, :, : count * rows * p.pad_j].float().sum() * scale[0]
         if sums_a is not None:
             fast_mask_sums(
                 sums_a, A, minus_b, weights[1], scale, p.n_j, p.n_i, p.total_j, p.total_i, problem, count,
@@ -156,7 +185,7 @@ def fast_pair_sums(grad_lse, lse, a, b, w2, b2, scores, local, global_, local_in
                 first_r=0, first_k=0, pad_r=p.pad_i, pad_k=p.pad_j, block_r=rows, block_k=p.pad_j, accumulate=False,
             )  # fmt: skip
             torch.sum(part, 0, out=sums_b[0, of_block])
-    return sums_a, sums_b
+    return sums_a, sums_b, total
 
 
 def blocks_of(p, lse):
@@ -193,10 +222,10 @@ def launch_weights(operands, scores, first_u, b2, grad_lse, lse, weights, proble
     """Fill ``weights`` [2, size], or [2, 2, size] in fp16, for one block; ``operands`` where there are no scores."""
     A, B, alpha, beta, bounds = operands
     weights_kernel[(count * rows // p.config.rows, p.pad_j // p.tile_j)](
-        A, B, alpha, beta, b2, bounds, scores, grad_lse, lse, weights[0], weights[1],
+        A, B, alpha, beta, b2, bounds, p.terms.columns, scores, grad_lse, lse, weights[0], weights[1],
         p.n_i, p.n_j, p.total_j, p.pad_i, p.pad_j,
         A.stride(0) if A is not None else 0, B.stride(0) if B is not None else 0, p.total_i,
-        problem, i, first_u, rows, weights.shape[-1],
+        problem, i, first_u, rows, weights.shape[-1], p.terms.clip,
         BI=p.config.rows, BL=p.tile_j // 4, KEPT=scores is not None, HALVES=weights.dtype == torch.float16,
         num_warps=p.config.warps, enable_fp_fusion=True,
     )  # fmt: skip

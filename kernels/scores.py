@@ -65,18 +65,37 @@ def score_tile(a_ptr, b_ptr, o_j, o_i, a_step, b_step, bounds_ptr, BI: tl.conste
 
 
 @triton.jit
-def finish_tile(u, alpha_ptr, shift, u_ptr, o_j, pad_j, n_valid, BI: tl.constexpr, KEEP: tl.constexpr):
-    """Add the separable terms, keep the scores where asked, and rule out columns past the end."""
+def counted(o_i, o_j, n_valid, owner_ptr):
+    """Which scores the sums of some rows take: those of columns before the end, and not of a pair's own row."""
+    m = (o_j < n_valid)[None, :]
+    if owner_ptr is not None:
+        m = m & (tl.load(owner_ptr + o_j, mask=o_j < n_valid, other=-1)[None, :] != o_i[:, None])
+    return m
+
+
+@triton.jit
+def clipped(u, clip):
+    """u cut to [-clip, clip]; NaN stays."""
+    return tl.where(u > clip, clip, tl.where(u < -clip, -clip, u))
+
+
+@triton.jit
+def finish_tile(
+    u, alpha_ptr, shift, u_ptr, o_i, o_j, pad_j, n_valid, owner_ptr, clip, BI: tl.constexpr, KEEP: tl.constexpr
+):
+    """Add the separable terms, keep the scores where asked, and rule out those that the sums do not take."""
     u += tl.load(alpha_ptr + o_j)[None, :] + shift[:, None]
     if KEEP:
         tl.store(u_ptr + tl.arange(0, BI)[:, None] * pad_j + o_j[None, :], u)
-    return tl.where((o_j < n_valid)[None, :], u, float("-inf"))
+    if clip is not None:
+        u = clipped(u, clip)
+    return tl.where(counted(o_i, o_j, n_valid, owner_ptr), u, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["n_i", "n_j", "n_total", "n_rows"])
 def logsumexp_kernel(
-    a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, m_ptr, s_ptr, u_ptr,
-    n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, j_per_split, n_rows,
+    a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, owner_ptr, m_ptr, s_ptr, u_ptr,
+    n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, j_per_split, n_rows, clip,
     BI: tl.constexpr, BL: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Partial (running maximum, sum of exponentials) of one block of rows over one range of columns."""
@@ -96,11 +115,13 @@ def logsumexp_kernel(
     for j in range(i_split * j_per_split, tl.minimum(n_valid, (i_split + 1) * j_per_split), 4 * BL):
         o_j = j + tl.arange(0, BL)
         u0, u1, u2, u3 = score_tile(a_ptr, b_ptr, o_j, o_i, a_step, b_step, bounds_ptr, BI, BL)
-        u0 = finish_tile(u0, alpha_ptr, shift, u_ptr, o_j, pad_j, n_valid, BI, KEEP)
-        u1 = finish_tile(u1, alpha_ptr, shift, u_ptr, o_j + BL, pad_j, n_valid, BI, KEEP)
-        u2 = finish_tile(u2, alpha_ptr, shift, u_ptr, o_j + 2 * BL, pad_j, n_valid, BI, KEEP)
-        u3 = finish_tile(u3, alpha_ptr, shift, u_ptr, o_j + 3 * BL, pad_j, n_valid, BI, KEEP)
+        u0 = finish_tile(u0, alpha_ptr, shift, u_ptr, o_i, o_j, pad_j, n_valid, owner_ptr, clip, BI, KEEP)
+        u1 = finish_tile(u1, alpha_ptr, shift, u_ptr, o_i, o_j + BL, pad_j, n_valid, owner_ptr, clip, BI, KEEP)
+        u2 = finish_tile(u2, alpha_ptr, shift, u_ptr, o_i, o_j + 2 * BL, pad_j, n_valid, owner_ptr, clip, BI, KEEP)
+        u3 = finish_tile(u3, alpha_ptr, shift, u_ptr, o_i, o_j + 3 * BL, pad_j, n_valid, owner_ptr, clip, BI, KEEP)
         m_new = tl.maximum(m, tl.max(tl.maximum(tl.maximum(u0, u1), tl.maximum(u2, u3)), 1))
+        if owner_ptr is not None:
+            m_new = tl.maximum(m_new, -1e38)  # of a row that has no term yet: -inf - -inf would be NaN
         m_u = m_new[:, None]
         e = (tl.exp(u0 - m_u) + tl.exp(u1 - m_u)) + (tl.exp(u2 - m_u) + tl.exp(u3 - m_u))
         s = s * tl.exp(m - m_new) + tl.sum(e, 1)
@@ -125,7 +146,7 @@ def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: 
         o_part = o_k.to(tl.int64)[:, None] * n_rows + o_i[None, :]
         part_m = tl.load(m_ptr + o_part, mask=m_k, other=float("-inf"))
         part_s = tl.load(s_ptr + o_part, mask=m_k, other=0.0)
-        m_new = tl.maximum(m, tl.max(part_m, 0))
+        m_new = tl.maximum(tl.maximum(m, tl.max(part_m, 0)), -1e38)  # finite where a row has no term
         s = s * tl.exp(m - m_new) + tl.sum(part_s * tl.exp(part_m - m_new[None, :]), 0)
         m = m_new
     tl.store(lse_ptr + o_i, m + tl.log(s), mask=m_i)
@@ -133,10 +154,17 @@ def merge_kernel(m_ptr, s_ptr, lse_ptr, n_rows, n_splits, BR: tl.constexpr, BK: 
 
 @triton.jit
 def store_weights(
-    u, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t, n_valid, pad_j, block_i, plane, HALVES: tl.constexpr,
+    u, shift, lse, grad, m_i, g_ptr, gt_ptr, o_i, o_l, o_t, n_valid, pad_j, block_i, plane, owner_ptr, clip,
+    HALVES: tl.constexpr,
 ):  # fmt: skip
-    g = grad[:, None] * tl.exp(u + shift[:, None])
-    g = tl.where(m_i[:, None] & (o_t < n_valid)[None, :], g, 0.0)
+    m = m_i[:, None] & counted(o_i, o_t, n_valid, owner_ptr)
+    if clip is not None:
+        u += (shift + lse)[:, None]
+        m = m & ((u > clip) | (u < -clip) == 0)
+        g = grad[:, None] * tl.exp(u - lse[:, None])
+    else:
+        g = grad[:, None] * tl.exp(u + shift[:, None])
+    g = tl.where(m, g, 0.0)
     o_g = o_l[:, None] * pad_j + o_t[None, :]
     o_gt = o_l[:, None] + o_t[None, :] * block_i
     if HALVES:
@@ -154,8 +182,8 @@ def store_weights(
 
 @triton.jit(do_not_specialize=["n_i", "n_j", "n_total", "n_rows", "first_problem"])
 def weights_kernel(
-    a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, u_ptr, grad_ptr, lse_ptr, g_ptr, gt_ptr,
-    n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, n_rows, first_problem, first_i, first_u, block_i, plane,
+    a_ptr, b_ptr, alpha_ptr, beta_ptr, b2_ptr, bounds_ptr, owner_ptr, u_ptr, grad_ptr, lse_ptr, g_ptr, gt_ptr,
+    n_i, n_j, n_total, pad_i, pad_j, a_step, b_step, n_rows, first_problem, first_i, first_u, block_i, plane, clip,
     BI: tl.constexpr, BL: tl.constexpr, KEPT: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """G_ij = grad_i exp(u_ij - lse_i) of a block of rows, written [i, j] and [j, i]; zero outside the problem. Kept
@@ -175,6 +203,8 @@ def weights_kernel(
     g_ptr += row * pad_j + column
     gt_ptr += i_block.to(tl.int64) * block_i * pad_j + column * block_i + i_tile * BI
     n_valid -= j_tile * 4 * BL
+    if owner_ptr is not None:
+        owner_ptr += j_tile * 4 * BL
     if KEPT:
         u_ptrs = u_ptr + (i_block.to(tl.int64) * pad_i + first_u + i_tile * BI + o_l)[:, None] * pad_j + o_j[None, :]
         m_u = m_i[:, None]
@@ -193,7 +223,19 @@ def weights_kernel(
         u2 += tl.load(alpha_ptr + o_j + 2 * BL)[None, :]
         u3 += tl.load(alpha_ptr + o_j + 3 * BL)[None, :]
         shift = tl.load(beta_ptr + i_problem * pad_i + o_i) + tl.load(b2_ptr).to(lse.dtype) - lse
-    store_weights(u0, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t, n_valid, pad_j, block_i, plane, HALVES)
-    store_weights(u1, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t + BL, n_valid, pad_j, block_i, plane, HALVES)
-    store_weights(u2, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t + 2 * BL, n_valid, pad_j, block_i, plane, HALVES)
-    store_weights(u3, shift, grad, m_i, g_ptr, gt_ptr, o_l, o_t + 3 * BL, n_valid, pad_j, block_i, plane, HALVES)
+    store_weights(
+        u0, shift, lse, grad, m_i, g_ptr, gt_ptr, o_i, o_l, o_t, n_valid, pad_j, block_i, plane, owner_ptr,
+        clip, HALVES,
+    )  # fmt: skip
+    store_weights(
+        u1, shift, lse, grad, m_i, g_ptr, gt_ptr, o_i, o_l, o_t + BL, n_valid, pad_j, block_i, plane, owner_ptr,
+        clip, HALVES,
+    )  # fmt: skip
+    store_weights(
+        u2, shift, lse, grad, m_i, g_ptr, gt_ptr, o_i, o_l, o_t + 2 * BL, n_valid, pad_j, block_i, plane, owner_ptr,
+        clip, HALVES,
+    )  # fmt: skip
+    store_weights(
+        u3, shift, lse, grad, m_i, g_ptr, gt_ptr, o_i, o_l, o_t + 3 * BL, n_valid, pad_j, block_i, plane, owner_ptr,
+        clip, HALVES,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ in the dtype of the inputs, in which cuBLAS takes them (in place where that is f
 written and 4 read; the weights of half precision add 2, and the two products read them. Memory is O(N d) plus one
 block. No float atomics: two runs give the same bits.
 
-A pair (i, j), i != j, of equal ``labels`` is left out of both sums: a false negative.
+``Terms`` say which scores the sums take: pairs of equal labels, say, are left out, i = j excepted.
 """
 
 import math
@@ -21,14 +21,19 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .declaration import operator
 from .launch import on_device
 from .operands import accumulator
+from .pairs import Terms
+from .scores import clipped
 
 
 @triton.jit
 def score_tile(
-    u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS: tl.constexpr
+    u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j,
+    LABELS: tl.constexpr, KEEP_PAIR: tl.constexpr,
 ):  # fmt: skip
     """(one tile of scaled scores, which of them count)."""
     m_i, m_j = o_i < n_i, o_j < n_j
@@ -37,8 +42,10 @@ def score_tile(
     if LABELS:
         label_i = tl.load(label_i_ptr + o_i, mask=m_i, other=0)
         label_j = tl.load(label_j_ptr + o_j, mask=m_j, other=0)
-        own = (first_i + o_i)[:, None] == (first_j + o_j)[None, :]
-        m = m & ((label_i[:, None] != label_j[None, :]) | own)
+        taken = label_i[:, None] != label_j[None, :]
+        if KEEP_PAIR:
+            taken = taken | ((first_i + o_i)[:, None] == (first_j + o_j)[None, :])
+        m = m & taken
     return u, m
 
 
@@ -46,13 +53,17 @@ def score_tile(
 @triton.jit(do_not_specialize=["n_i", "n_j", "row_step", "column_step"])
 def partial_kernel(
     u_ptr, scale_ptr, label_i_ptr, label_j_ptr, row_m_ptr, row_s_ptr, column_m_ptr, column_s_ptr,
-    n_i, n_j, u_row, first_i, first_j, row_step, column_step,
-    BI: tl.constexpr, BJ: tl.constexpr, LABELS: tl.constexpr, COLUMNS: tl.constexpr,
+    n_i, n_j, u_row, first_i, first_j, row_step, column_step, clip,
+    BI: tl.constexpr, BJ: tl.constexpr, LABELS: tl.constexpr, KEEP_PAIR: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Partial (maximum, sum of exponentials) of one tile, over its columns and, where asked, over its rows."""
     i_tile, j_tile = tl.program_id(1), tl.program_id(0)
     o_i, o_j = i_tile * BI + tl.arange(0, BI), j_tile * BJ + tl.arange(0, BJ)
-    u, m = score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS)
+    u, m = score_tile(
+        u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS, KEEP_PAIR
+    )
+    if clip is not None:
+        u = clipped(u, clip)
     u = tl.where(m, u, float("-inf"))
     # finite, so that a row that a tile leaves out whole is 0 exp(..) and not exp(-inf + inf)
     m_row = tl.maximum(tl.max(u, 1), -1e38)
@@ -91,26 +102,31 @@ def merge_partials_kernel(m_ptr, s_ptr, n, n_slots, step, BN: tl.constexpr, BK: 
 @triton.jit(do_not_specialize=["n_i", "n_j"])
 def separable_weights_kernel(
     u_ptr, w_ptr, scale_ptr, label_i_ptr, label_j_ptr, grad_i_ptr, lse_i_ptr, grad_j_ptr, lse_j_ptr,
-    n_i, n_j, u_row, first_i, first_j,
-    BI: tl.constexpr, BJ: tl.constexpr, LABELS: tl.constexpr, COLUMNS: tl.constexpr,
+    n_i, n_j, u_row, first_i, first_j, clip,
+    BI: tl.constexpr, BJ: tl.constexpr, LABELS: tl.constexpr, KEEP_PAIR: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """W of one tile, in the dtype of ``w``; ``w`` may be ``u``: a program reads its tile before it writes it."""
     o_i, o_j = tl.program_id(1) * BI + tl.arange(0, BI), tl.program_id(0) * BJ + tl.arange(0, BJ)
-    u, m = score_tile(u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS)
+    u, m = score_tile(
+        u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j, LABELS, KEEP_PAIR
+    )
     m_i, m_j = o_i < n_i, o_j < n_j
     grad_i = tl.load(grad_i_ptr + o_i, mask=m_i, other=0.0)
     lse_i = tl.load(lse_i_ptr + o_i, mask=m_i, other=0.0)
+    if clip is not None:
+        m = m & ((u > clip) | (u < -clip) == 0)
     w = grad_i[:, None] * tl.exp(u - lse_i[:, None])
     if COLUMNS:
         grad_j = tl.load(grad_j_ptr + o_j, mask=m_j, other=0.0)
         lse_j = tl.load(lse_j_ptr + o_j, mask=m_j, other=0.0)
         w += grad_j[None, :] * tl.exp(u - lse_j[None, :])
-    if LABELS:
+    if LABELS or clip is not None:
         w = tl.where(m, w, 0.0)
     w_ptrs = w_ptr + o_i[:, None] * u_row + o_j[None, :]
     tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty), mask=m_i[:, None] & m_j[None, :])
 
 
+EVERY = Terms()
 # 64 scores a thread; partials weigh 1.6 % of the scores by rows, 4.7 % by rows and columns
 ROWS, COLUMNS, WARPS = 64, 128, 4
 MOST_TILES = 65_535  # of rows in a launch: the second dimension of a CUDA grid ends there
@@ -171,16 +187,14 @@ def merge(m, s, tiles):
     )
 
 
-def separable_forward(x, y, scale, labels=None, symmetric=False):
+def separable_forward(x, y, scale, terms=EVERY, symmetric=False):
     """(lse_i [I], lse_j [J], empty unless ``symmetric``) of ``scale <y_i, x_j>``, fp32 (fp64 for fp64).
 
-    ``x`` [J, d] and ``y`` [I, d] are fp32, bf16 or fp16 and may be strided; ``scale`` has one element; ``labels`` [I],
-    int64, need I = J.
+    ``x`` [J, d] and ``y`` [I, d] are fp32, bf16 or fp16 and may be strided; ``scale`` has one element.
     """
     dtype = accumulator(x)
     (J, _), I = x.shape, y.shape[0]  # noqa: E741
-    scale = scale.to(dtype)
-    labels = labels if labels is None else labels.contiguous()
+    scale, labels = scale.to(dtype), numbers(terms, y)
     with on_device(x):
         lse_i = torch.empty((I,), device=x.device, dtype=dtype)
         rows, columns = next(blocks(I, J))
@@ -197,8 +211,8 @@ def separable_forward(x, y, scale, labels=None, symmetric=False):
             grid = (triton.cdiv(n_j, COLUMNS), triton.cdiv(n_i, ROWS))
             partial_kernel[grid](
                 u, scale, *label_slices(labels, i, j), *row, column_m, column_s,
-                n_i, n_j, u.stride(0), i.start, j.start, row[0].stride(0), column_m.stride(0),
-                BI=ROWS, BJ=COLUMNS, LABELS=labels is not None, COLUMNS=symmetric,
+                n_i, n_j, u.stride(0), i.start, j.start, row[0].stride(0), column_m.stride(0), terms.clip,
+                BI=ROWS, BJ=COLUMNS, LABELS=labels is not None, KEEP_PAIR=terms.keep_pair, COLUMNS=symmetric,
                 num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             merge(*row, grid[0])
@@ -212,7 +226,7 @@ def separable_forward(x, y, scale, labels=None, symmetric=False):
 
 
 def separable_backward(
-    grad_i, grad_j, lse_i, lse_j, x, y, scale, labels=None, symmetric=False, need=(True, True, True)
+    grad_i, grad_j, lse_i, lse_j, x, y, scale, terms=EVERY, symmetric=False, need=(True, True, True)
 ):  # fmt: skip
     """(dx, dy, dscale) given the gradients of both results of ``separable_forward``; None where not needed.
 
@@ -221,7 +235,7 @@ def separable_backward(
     need_x, need_y, need_scale = need
     dtype = lse_i.dtype
     (J, _), I = x.shape, y.shape[0]  # noqa: E741
-    wide, labels = scale.to(dtype), labels if labels is None else labels.contiguous()
+    wide, labels = scale.to(dtype), numbers(terms, y)
     sums_y = need_y or (need_scale and not need_x)
     factor = gradient_factor(grad_i, grad_j, x.dtype)
     grad_i, grad_j = (grad.to(dtype).contiguous() * factor for grad in (grad_i, grad_j))
@@ -235,8 +249,8 @@ def separable_backward(
             of_j = (grad_j[j], lse_j[j]) if symmetric else (grad_i, lse_i)
             separable_weights_kernel[(triton.cdiv(n_j, COLUMNS), triton.cdiv(n_i, ROWS))](
                 u, w, wide, *label_slices(labels, i, j), grad_i[i], lse_i[i], *of_j,
-                n_i, n_j, u.stride(0), i.start, j.start,
-                BI=ROWS, BJ=COLUMNS, LABELS=labels is not None, COLUMNS=symmetric,
+                n_i, n_j, u.stride(0), i.start, j.start, terms.clip,
+                BI=ROWS, BJ=COLUMNS, LABELS=labels is not None, KEEP_PAIR=terms.keep_pair, COLUMNS=symmetric,
                 num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
             if need_x:
@@ -253,8 +267,16 @@ def separable_backward(
         return sum_x.mul_(back) if need_x else None, sum_y.mul_(back) if need_y else None, dscale
 
 
+def numbers(terms, y):
+    """(of rows, of columns) that say which scores are left out; None where none is."""
+    if terms.columns is None:
+        return None
+    rows = torch.arange(y.shape[0], device=y.device) if terms.rows is None else terms.rows
+    return rows.contiguous(), terms.columns.contiguous()
+
+
 def label_slices(labels, i, j):
-    return (None, None) if labels is None else (labels[i], labels[j])
+    return (None, None) if labels is None else (labels[0][i], labels[1][j])
 
 
 def gradient_factor(grad_i, grad_j, dtype):
@@ -265,3 +287,27 @@ def gradient_factor(grad_i, grad_j, dtype):
         return 1.0
     peak = torch.cat([grad_i.detach(), grad_j.detach()]).float().abs().max()
     return 2.0**12 / peak.clamp(min=1e-30)
+
+
+def _fake(x, y, scale, columns, rows, keep_pair, clip, symmetric, dtype):
+    return y.new_empty((y.shape[0],)), x.new_empty((x.shape[0] if symmetric else 0,))
+
+
+def _backward(grads, inputs, results, need):
+    x, y, scale, *terms, symmetric, dtype = inputs
+    # exact: x and y hold values of this dtype
+    return separable_backward(*grads, *results, x.to(dtype), y.to(dtype), scale, Terms(*terms), symmetric, need)
+
+
+@operator("separable", _fake, _backward, outputs=2, gradients=3)
+def _logsumexp(
+    x: Tensor, y: Tensor, scale: Tensor, columns: Tensor | None, rows: Tensor | None, keep_pair: bool,
+    clip: float | None, symmetric: bool, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    terms = Terms(columns, rows, keep_pair, clip)
+    return separable_forward(x.to(dtype), y.to(dtype), scale, terms, symmetric)
+
+
+def logsumexp(x, y, scale, terms, symmetric, dtype):
+    """``separable_forward`` of fp32 (fp64) rows that hold values of ``dtype``, differentiable in x, y and scale."""
+    return _logsumexp(x, y, scale, *terms, symmetric, dtype)

@@ -11,6 +11,7 @@ from triton import TritonError
 
 from .launch import WIDE
 from .launch_table import Config, Plan
+from .pairs import Pairs
 from .rectangles import problems_of, rectangle_backward, rectangle_forward
 
 CANDIDATES = tuple(Config(*sizes) for sizes in itertools.product((8, 16), (1, 2, 4, 8), (512, 1024, 2048, 4096, 8192)))
@@ -39,9 +40,9 @@ def tune(timer, candidates=CANDIDATES):
 def step(operands, grad, choice):
     """One forward and backward pass in the exact preset with the scores recomputed, which runs every score kernel."""
     a, b, w2, b2 = operands
-    p = problems_of(a, b, None, None, choice)
-    lse, _ = rectangle_forward(a, b, w2, b2, None, None, p, keep_scores=False, fast=False)
-    return lse, *rectangle_backward(grad, lse, a, b, w2, b2, None, None, None, p, (True,) * 4, fast=False)
+    p = problems_of(a, b, Pairs(a.shape[0]), choice)
+    lse, _ = rectangle_forward(a, b, w2, b2, p, keep_scores=False, fast=False)
+    return lse, *rectangle_backward(grad, lse, a, b, w2, b2, None, p, (True,) * 4, fast=False)[:3]
 
 
 def device_timer(device, rounds=20):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from infobert_fast import CLUB, MINE, NWJ, CLUBv2, InfoNCE, L1OutUB, VarUB
+from infobert_fast import CLUB, MINE, NWJ, SMILE, CLUBv2, InfoNCE, L1OutUB, VarUB
 
 WIDTH, RHO = 4, math.sqrt(0.5)
 TRUTH = -WIDTH / 2 * math.log(1 - RHO**2)  # 1.386 nats
@@ -19,7 +19,7 @@ def samples(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, RHO * x + math.sqrt(1 - RHO**2) * noise
 
 
-@pytest.mark.parametrize("estimator", [InfoNCE, NWJ, MINE])
+@pytest.mark.parametrize("estimator", [InfoNCE, NWJ, MINE, SMILE])
 def test_lower_bounds_lie_below_and_come_near(estimator):
     torch.manual_seed(0)
     critic = estimator(WIDTH, WIDTH, 64)
@@ -136,6 +136,7 @@ def test_names_of_public_code():
     names = {
         NWJ: ("F_func", [(16, 10), (16,), (1, 16), (1,)]),
         MINE: ("T_func", [(16, 10), (16,), (1, 16), (1,)]),
+        SMILE: ("T_func", [(16, 10), (16,), (1, 16), (1,)]),
     }
     for estimator, (network, shapes) in names.items():
         state = estimator(6, 4, 16).state_dict()
@@ -149,7 +150,7 @@ def test_names_of_public_code():
 
 
 def test_refuses():
-    for estimator in (NWJ, MINE, L1OutUB, VarUB):
+    for estimator in (NWJ, MINE, SMILE, L1OutUB, VarUB):
         for arguments, message in (
             ((0, 4, 16), "`x_dim` was 0"),
             ((6, 0, 16), "`y_dim` was 0"),

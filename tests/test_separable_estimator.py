@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from infobert_fast import SeparableInfoNCE, functional, reference
 
@@ -29,26 +30,66 @@ def test_parameters():
         file.seek(0)
         assert str(torch.load(file, weights_only=False)) == str(module)
     assert str(clip) == "SeparableInfoNCE('cosine', learn_temperature=True, symmetric=True, implementation='auto')"
-    assert "temperature=0.05" in str(SeparableInfoNCE("cosine", temperature=0.05))
+    assert "temperature=0.05, over='global_'" in str(SeparableInfoNCE("cosine", temperature=0.05))
 
 
 @pytest.mark.parametrize(
     ("module", "options"),
     [
         (SeparableInfoNCE("dot"), {"scale": 1.0}),
+        (SeparableInfoNCE("dot", over="local"), {"scale": 1.0}),
         (SeparableInfoNCE("cosine"), {"scale": 1 / 0.07}),
         (SeparableInfoNCE("cosine", temperature=0.5, learn_temperature=True, symmetric=True), {"scale": 2.0}),
     ],
 )
 def test_it_is_the_function(module, options):
     x, y, pair_index = normal(9, 7), normal(3, 7, seed=1), torch.arange(9) // 3
-    options |= {"critic": module.critic, "symmetric": module.symmetric, "pair_index": pair_index}
+    options |= {"critic": module.critic, "symmetric": module.symmetric, "over": module.over, "pair_index": pair_index}
     expected = reference.separable_info_nce(x, y, **options)
     torch.testing.assert_close(module.double()(x, y, pair_index=pair_index).detach(), expected, rtol=1e-6, atol=1e-9)
     labels = torch.arange(9) % 4
     expected = reference.separable_info_nce(x, y, labels=labels, **options)
     got = module(x, y, pair_index=pair_index, labels=labels).detach()
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+
+
+def cross_entropy(x, y, scale):
+    """SimCSE's: each row of x picks its own among those of y."""
+    scores = scale * F.normalize(x, dim=1) @ F.normalize(y, dim=1).t()
+    return F.cross_entropy(scores, torch.arange(len(x)))
+
+
+def test_the_default_direction_is_simcse():
+    x, y = normal(16, 8), normal(16, 8, seed=1)
+    forwards, backwards = cross_entropy(x, y, 20), cross_entropy(y, x, 20)
+    assert abs(forwards - backwards) > 0.01
+    for options, expected in (
+        ({}, forwards),
+        ({"over": "local"}, backwards),
+        ({"symmetric": True}, (forwards + backwards) / 2),
+    ):
+        critic = SeparableInfoNCE("cosine", temperature=0.05, **options)
+        assert abs(critic.learning_loss(x, y) - expected) < 1e-12
+        assert abs(math.log(16) - critic(x, y) - expected) < 1e-12
+
+
+@pytest.mark.parametrize("over", ["global_", "local"])
+def test_shared_rows_of_either_side(over):
+    """Rows that pairs share count once for each pair, on the side that is summed over and on the fixed one."""
+    x, y = normal(3, 7), normal(4, 7, seed=1)
+    which = {"local_index": torch.arange(9) % 3, "pair_index": torch.arange(9) % 4}
+    got = SeparableInfoNCE("dot", over=over)(x, y, **which)
+    whole = SeparableInfoNCE("dot", over=over)(x[which["local_index"]], y[which["pair_index"]])
+    assert abs(got - whole) < 1e-12
+
+
+def test_the_learning_loss_with_labels_is_a_cross_entropy():
+    """A pair whose label three others share has 6 terms of 9, whatever log 9 says."""
+    x, y, labels = normal(9, 7), normal(9, 7, seed=1), torch.tensor([0] * 4 + [1, 2, 3, 4, 4])
+    scores = x @ y.t()
+    left_out = (labels.unsqueeze(1) == labels) & ~torch.eye(9, dtype=torch.bool)
+    expected = F.cross_entropy(scores.masked_fill(left_out, -math.inf), torch.arange(9))
+    assert abs(SeparableInfoNCE("dot").learning_loss(x, y, labels=labels) - expected) < 1e-12
 
 
 def test_every_parameter_and_both_encoders_are_trained():
@@ -90,6 +131,7 @@ def test_a_trained_bilinear_critic_lies_below_the_truth():
         ({"temperature": 0.0}, r"`temperature` was 0.0"),
         ({"critic": "bilinear", "y_dim": 3}, r"`x_dim` was None; it must be an integer of at least 1; the bilinear"),
         ({"critic": "bilinear", "x_dim": 3}, r"`y_dim` was None"),
+        ({"over": "global"}, r"`over` was 'global'; it must be one of 'global_', 'local'"),
         ({"implementation": "cuda"}, r"`implementation` was 'cuda'"),
     ],
 )

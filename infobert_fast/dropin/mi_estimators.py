@@ -170,7 +170,7 @@ class NWJ(_Critic):
     def forward(self, x_samples: Tensor, y_samples: Tensor) -> Tensor:
         """The estimate: ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)``."""
         check_samples(x_samples, self.x_dim, y_samples, self.y_dim)
-        return functional.nwj(x_samples, y_samples, *self.F_func.parameters())
+        return functional.nwj(x_samples, y_samples, *self.F_func.parameters(), include_pairs=True)
 
 
 class InfoNCE(_Critic):

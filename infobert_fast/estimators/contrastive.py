@@ -1,4 +1,4 @@
-"""Lower bounds with the concatenating MLP critic: InfoNCE, NWJ, and MINE's Donsker-Varadhan bound."""
+"""Lower bounds with the concatenating MLP critic: InfoNCE, NWJ, MINE's Donsker-Varadhan bound and SMILE's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from infobert_fast import checks, functional
 from infobert_fast.functional import Implementation, Precision
 
-__all__ = ["MINE", "NWJ", "InfoNCE"]
+__all__ = ["MINE", "NWJ", "SMILE", "InfoNCE"]
 
 
 class _LowerBound(nn.Module):
-    """What the three bounds share: the critic's widths, how it is computed, and the checks of its samples."""
+    """What the bounds share: the critic's widths, how it is computed, and the checks of its samples."""
 
     def __init__(self, x_dim: int, y_dim: int, implementation: Implementation, precision: Precision) -> None:
         super().__init__()
@@ -105,12 +105,14 @@ class InfoNCE(_LowerBound):
 class NWJ(_LowerBound):
     """NWJ lower bound on I(X; Y), unlike InfoNCE's not bounded by log N, at the price of its variance.
 
-    ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``; see
-    :func:`infobert_fast.functional.nwj`. Parameters are named as in CLUB's public code: ``F_func.0.weight``, ...
+    ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``, the second
+    mean over pairings that are no pairs; see :func:`infobert_fast.functional.nwj`. Parameters are named as in CLUB's
+    public code: ``F_func.0.weight``, ...
 
     Args:
         x_dim, y_dim: widths of the samples.
         hidden_size: width of the critic.
+        include_pairs: count the pairs among the pairings, as public code does; the estimate is then at most log N.
         implementation, precision: passed on to :func:`infobert_fast.functional.nwj`.
 
     Example:
@@ -124,12 +126,14 @@ class NWJ(_LowerBound):
         y_dim: int,
         hidden_size: int,
         *,
+        include_pairs: bool = False,
         implementation: Implementation = "auto",
         precision: Precision = "exact",
     ) -> None:
         checks.positive_integer("hidden_size", hidden_size)
         super().__init__(x_dim, y_dim, implementation, precision)
         self.F_func = self._network(hidden_size)
+        self.include_pairs = include_pairs
 
     def forward(
         self,
@@ -147,22 +151,28 @@ class NWJ(_LowerBound):
             *self.F_func.parameters(),
             local_index=local_index,
             pair_index=pair_index,
+            include_pairs=self.include_pairs,
             implementation=self.implementation,
             precision=self.precision,
         )
+
+    def extra_repr(self) -> str:
+        return f"include_pairs={self.include_pairs}, {super().extra_repr()}"
 
 
 class MINE(_LowerBound):
     """MINE: the Donsker-Varadhan lower bound on I(X; Y), over all pairs rather than over one shuffle.
 
-    ``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``; see
-    :func:`infobert_fast.functional.donsker_varadhan`. Public code draws one partner a row, whose mean of ``exp T`` has
-    the same expectation and more variance. On a batch the logarithm of a mean makes the estimate, and its gradient,
-    biased, upwards for the bound. Parameters are named as in CLUB's public code: ``T_func.0.weight``, ...
+    ``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)`` with ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``, the second
+    mean over pairings that are no pairs; see :func:`infobert_fast.functional.donsker_varadhan`. Public code draws one
+    partner a row, whose mean of ``exp T`` has the same expectation and more variance. On a batch the logarithm of a
+    mean makes the estimate, and its gradient, biased, upwards for the bound (``include_pairs=True`` lowers it by more).
+    Parameters are named as in CLUB's public code: ``T_func.0.weight``, ...
 
     Args:
         x_dim, y_dim: widths of the samples.
         hidden_size: width of the critic.
+        include_pairs: count the pairs among the pairings, as public code does; the estimate is then at most log N.
         implementation, precision: passed on to :func:`infobert_fast.functional.donsker_varadhan`.
     """
 
@@ -172,12 +182,14 @@ class MINE(_LowerBound):
         y_dim: int,
         hidden_size: int,
         *,
+        include_pairs: bool = False,
         implementation: Implementation = "auto",
         precision: Precision = "exact",
     ) -> None:
         checks.positive_integer("hidden_size", hidden_size)
         super().__init__(x_dim, y_dim, implementation, precision)
         self.T_func = self._network(hidden_size)
+        self.include_pairs = include_pairs
 
     def forward(
         self,
@@ -195,6 +207,68 @@ class MINE(_LowerBound):
             *self.T_func.parameters(),
             local_index=local_index,
             pair_index=pair_index,
+            include_pairs=self.include_pairs,
             implementation=self.implementation,
             precision=self.precision,
         )
+
+    def extra_repr(self) -> str:
+        return f"include_pairs={self.include_pairs}, {super().extra_repr()}"
+
+
+class SMILE(_LowerBound):
+    """SMILE: MINE's bound whose pairings' scores are clipped, which trades its variance for a bias.
+
+    ``mean_i T(x_i, y_i) - log mean_ij exp clip(T(x_j, y_i), -clip, clip)`` with
+    ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``; see :func:`infobert_fast.functional.smile`. Song and Ermon train the
+    critic by another objective, as :class:`InfoNCE`'s, and clip where they estimate; :meth:`learning_loss` is minus the
+    clipped estimate.
+
+    Args:
+        x_dim, y_dim: widths of the samples.
+        hidden_size: width of the critic.
+        clip: scores of pairings enter the sum as the nearest number in ``[-clip, clip]``; in nats.
+        include_pairs, implementation, precision: as in :class:`MINE`.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden_size: int,
+        *,
+        clip: float = 5.0,
+        include_pairs: bool = False,
+        implementation: Implementation = "auto",
+        precision: Precision = "exact",
+    ) -> None:
+        checks.positive_integer("hidden_size", hidden_size)
+        checks.number("clip", clip, low=1e-6, advice="pairings' scores are cut to [-clip, clip]; MINE cuts none")
+        super().__init__(x_dim, y_dim, implementation, precision)
+        self.T_func = self._network(hidden_size)
+        self.clip, self.include_pairs = clip, include_pairs
+
+    def forward(
+        self,
+        x_samples: Tensor,
+        y_samples: Tensor,
+        *,
+        local_index: Tensor | None = None,
+        pair_index: Tensor | None = None,
+    ) -> Tensor:
+        """The estimate, a scalar in nats; indices as in :meth:`InfoNCE.forward`."""
+        self._check(x_samples, y_samples)
+        return functional.smile(
+            x_samples,
+            y_samples,
+            *self.T_func.parameters(),
+            clip=self.clip,
+            local_index=local_index,
+            pair_index=pair_index,
+            include_pairs=self.include_pairs,
+            implementation=self.implementation,
+            precision=self.precision,
+        )
+
+    def extra_repr(self) -> str:
+        return f"clip={self.clip}, include_pairs={self.include_pairs}, {super().extra_repr()}"

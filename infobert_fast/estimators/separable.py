@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from infobert_fast import checks, functional
-from infobert_fast.functional import Implementation, SeparableCritic
+from infobert_fast.functional import Implementation, SeparableCritic, Side
+from infobert_fast.kernels.pairs import Terms
 
 __all__ = ["SeparableInfoNCE"]
 
@@ -17,22 +18,24 @@ class SeparableInfoNCE(nn.Module):
     """InfoNCE lower bound on I(X; Y) with a dot-product, cosine or bilinear critic, in linear memory.
 
     ``F(x, y) = <x, y> / t`` ("dot"), ``<x, y> / (t |x| |y|)`` ("cosine") or ``x^T W y / t`` ("bilinear"), t the
-    temperature; see :func:`infobert_fast.functional.separable_info_nce` for the bound. ``log N - bound`` is the loss of
-    CLIP (``"cosine", learn_temperature=True, symmetric=True``) and of SimCSE (``"cosine", temperature=0.05``).
+    temperature; see :func:`infobert_fast.functional.separable_info_nce` for the bound. Each row of the first argument
+    picks its partner among the rows of the second: :meth:`learning_loss` is SimCSE's
+    (``"cosine", temperature=0.05``), and CLIP's with ``"cosine", learn_temperature=True, symmetric=True``.
 
     Args:
         critic: as above.
         temperature: None means 0.07 for the cosine critic, where CLIP starts, and 1 for the others.
         learn_temperature: keep ``log(1 / temperature)`` as the parameter ``logit_scale``, as CLIP does. CLIP also keeps
             it at most log 100, after each step: ``critic.logit_scale.data.clamp_(max=math.log(100))``.
-        symmetric: average the bounds of both directions.
+        over: the side whose rows the sums run over; ``"local"``, the first argument, as :class:`InfoNCE` does.
+        symmetric: average the bounds of both directions; ``over`` then has no effect.
         x_dim, y_dim: widths of local and global features; the bilinear critic's ``weight`` is ``[x_dim, y_dim]``. The
             others need none.
         implementation: passed on to :func:`infobert_fast.functional.separable_info_nce`.
 
     Example:
         >>> critic = SeparableInfoNCE("cosine", learn_temperature=True, symmetric=True)
-        >>> loss = math.log(len(images)) - critic(images, texts)  # CLIP's, of encoded images and texts
+        >>> loss = critic.learning_loss(images, texts)  # CLIP's, of encoded images and texts
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class SeparableInfoNCE(nn.Module):
         *,
         temperature: float | None = None,
         learn_temperature: bool = False,
+        over: Side = "global_",
         symmetric: bool = False,
         x_dim: int | None = None,
         y_dim: int | None = None,
@@ -48,11 +52,13 @@ class SeparableInfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         checks.choice("critic", critic, functional.SEPARABLE_CRITICS)
+        checks.choice("over", over, functional.SIDES)
         checks.choice("implementation", implementation, functional.IMPLEMENTATIONS)
         if temperature is None:
             temperature = 0.07 if critic == "cosine" else 1.0
         checks.number("temperature", temperature, low=1e-6, advice="scores are divided by it")
         self.critic: SeparableCritic = critic
+        self.over: Side = over
         self.symmetric = symmetric
         self.implementation: Implementation = implementation
         self.logit_scale: nn.Parameter | None = None
@@ -86,6 +92,7 @@ class SeparableInfoNCE(nn.Module):
             critic=self.critic,
             weight=self.weight,
             scale=self.scale if self.logit_scale is None else self.logit_scale.exp(),
+            over=self.over,
             symmetric=self.symmetric,
             local_index=local_index,
             pair_index=pair_index,
@@ -93,6 +100,21 @@ class SeparableInfoNCE(nn.Module):
             implementation=self.implementation,
         )
 
+    def learning_loss(self, x_samples: Tensor, y_samples: Tensor, **which: Tensor | None) -> Tensor:
+        """The cross-entropy to minimise, ``log n_i`` less the bound; indices and labels as in :meth:`forward`.
+
+        It is the bound's negative up to a constant where there are no labels; with labels each pair has its own n_i.
+        """
+        labels = which.get("labels")
+        bound: Tensor = self(x_samples, y_samples, **which)
+        sizes = (which.get("local_index"), which.get("pair_index"))
+        pairs = next((len(index) for index in sizes if index is not None), len(x_samples))
+        number = Terms(labels, labels, keep_pair=True).number(pairs)
+        if isinstance(number, int):
+            return math.log(number) - bound
+        return number.to(bound.dtype).log().mean() - bound
+
     def extra_repr(self) -> str:
         learned = ", learn_temperature=True" if self.logit_scale is not None else f", temperature={1 / self.scale:g}"
-        return f"{self.critic!r}{learned}, symmetric={self.symmetric}, implementation={self.implementation!r}"
+        side = "symmetric=True" if self.symmetric else f"over={self.over!r}"
+        return f"{self.critic!r}{learned}, {side}, implementation={self.implementation!r}"

@@ -1,23 +1,17 @@
-"""Lower bounds with the concatenating MLP critic: InfoNCE, NWJ and Donsker-Varadhan."""
+"""Lower bounds with the concatenating MLP critic: InfoNCE, NWJ, Donsker-Varadhan and SMILE."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from infobert_fast import reference
-from infobert_fast.functional import fused
-from infobert_fast.functional.critic import check_critic
+from infobert_fast.functional import bounds
+from infobert_fast.functional.critics.mlp import Precision, check_mlp
 from infobert_fast.functional.implementation import Implementation, choose
-from infobert_fast.functional.pairwise import Precision, gather
-from infobert_fast.functional.ranks import mean_over_ranks
 
-__all__ = ["donsker_varadhan", "info_nce", "nwj"]
+__all__ = ["donsker_varadhan", "info_nce", "nwj", "smile"]
 
 
 def info_nce(
@@ -79,46 +73,28 @@ def info_nce(
             raise ValueError(
                 "`pairs_of_ranks` is zero for every rank; an estimate needs at least one pair: skip the call on all"
             )
-    critic = check_critic(
-        local,
-        global_,
-        w1,
-        b1,
-        w2,
-        b2,
+    critic = check_mlp(
+        (local, global_, w1, b1, w2, b2),
         local_index,
         pair_index,
         chunk_size=chunk_size,
+        pairs_of_ranks=pairs_of_ranks,
         implementation=implementation,
         precision=precision,
         validate=validate,
-        may_be_empty=pairs_of_ranks is not None,
     )
     if implementation == "reference":
         return reference.info_nce(
             *critic.operands, local_index=local_index, pair_index=pair_index, chunk_size=chunk_size
         )
-    pairs = critic.pairs if pairs_of_ranks is None else sum(pairs_of_ranks)
     projected = critic.project()
-    kernels = choose(implementation, projected.a, kernel=True, compiled=True) == "triton"
-    if kernels and pairs and chunk_size is not None and fused.is_short(chunk_size):
-        return fused.info_nce(*projected, chunk_size)
-    score, lse = projected.scores(chunk_size, implementation, precision, pairs_of_ranks)
-    # Softplus turns linear above its threshold; at the default, 20, float64 would lose seven digits.
-    positive = F.softplus(score, threshold=50.0)
-    # exp(softplus(u)) = 1 + e^u, so logsumexp_j softplus(u_ij) = log(n + sum_j e^u_ij): no softplus per pair.
-    # A lone pair's two terms are equal but for their rounding: a factor 0 keeps the 0 exact and a NaN visible.
-    if chunk_size is None:
-        negative = torch.logaddexp(lse, torch.full_like(lse, math.log(pairs))) - math.log(pairs)
-        terms = (positive - _of_pairs(negative, pair_index)) * (pairs > 1)
-        if pairs_of_ranks is None:
-            return terms.mean()
-        return mean_over_ranks(terms.sum() * (dist.get_world_size() / pairs))
-    n = torch.full_like(lse, min(chunk_size, pairs))
-    if ragged := pairs % chunk_size:
-        n[-ragged:] = ragged
-    terms = (positive - torch.logaddexp(lse, n.log()) + n.log()) / n * (n > 1)
-    return terms.sum() / math.ceil(pairs / chunk_size)
+    if chunk_size is not None and choose(implementation, projected.a, kernel=True, compiled=True) == "triton":
+        from infobert_fast.kernels import chunk_bound
+
+        if chunk_bound.is_short(chunk_size):
+            bound: Tensor = chunk_bound.info_nce(*projected)
+            return bound
+    return bounds.info_nce(projected.scores(implementation, precision, softplus=True))
 
 
 def nwj(
@@ -131,38 +107,42 @@ def nwj(
     *,
     local_index: Tensor | None = None,
     pair_index: Tensor | None = None,
+    include_pairs: bool = False,
     implementation: Implementation = "auto",
     precision: Precision = "exact",
     validate: bool | None = None,
 ) -> Tensor:
     """NWJ lower bound on I(X; Y) in nats, under the critic ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``.
 
-    ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)`` over all P x P pairings; tight at ``T = 1 + log p(y|x)/p(y)``.
-    An estimate from samples is unbiased but for the P pairings that are pairs, and its variance grows with
-    ``e^I``.
+    ``mean_i T(x_i, y_i) - mean_ij exp(T(x_j, y_i) - 1)``, the second mean over the pairings that are no pairs: those of
+    a global row with the local rows of the pairs that do not use it. Tight at ``T = 1 + log p(y|x)/p(y)``, and
+    unbiased; its variance grows with ``e^I``. A score above 88 overflows in float32: the bound is then -inf and its
+    gradient not finite; :func:`donsker_varadhan` stays finite.
 
-    Arguments, result and errors as in :func:`info_nce`, without softplus and chunks.
+    Args:
+        include_pairs: count the pairs among the pairings, as public code does: the estimate is then at most
+            ``log P``. With ``pair_index`` a pair's global row meets the local rows of every pair that shares it.
+        others: as in :func:`info_nce`, without softplus, chunks and ranks.
+
+    Raises:
+        As :func:`info_nce`; ValueError also where no pairing is left.
 
     Source: Nguyen, Wainwright and Jordan 2010; Poole et al. 2019, section 2.1.
     """
-    critic = check_critic(
-        local,
-        global_,
-        w1,
-        b1,
-        w2,
-        b2,
+    critic = check_mlp(
+        (local, global_, w1, b1, w2, b2),
         local_index,
         pair_index,
-        chunk_size=None,
+        include_pairs=include_pairs,
         implementation=implementation,
         precision=precision,
         validate=validate,
     )
     if implementation == "reference":
-        return reference.nwj(*critic.operands, local_index=local_index, pair_index=pair_index)
-    score, lse = critic.project().scores(None, implementation, precision)
-    return score.mean() - _of_pairs(torch.exp(lse - (math.log(critic.pairs) + 1)), pair_index).mean()
+        return reference.nwj(
+            *critic.operands, local_index=local_index, pair_index=pair_index, include_pairs=include_pairs
+        )
+    return bounds.nwj(critic.project().scores(implementation, precision))
 
 
 def donsker_varadhan(
@@ -175,41 +155,80 @@ def donsker_varadhan(
     *,
     local_index: Tensor | None = None,
     pair_index: Tensor | None = None,
+    include_pairs: bool = False,
     implementation: Implementation = "auto",
     precision: Precision = "exact",
     validate: bool | None = None,
 ) -> Tensor:
     """Donsker-Varadhan lower bound on I(X; Y) in nats, MINE's, under ``T(x, y) = w2 . relu(W1 [x; y] + b1) + b2``.
 
-    ``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)`` over all P x P pairings. It is a bound of the distributions;
-    an estimate from samples lies above it on average, the logarithm of a mean being concave. At most log P, since the
-    pairings contain the pairs; a single pair gives exactly 0.
+    ``mean_i T(x_i, y_i) - log mean_ij exp T(x_j, y_i)``, the second mean over the pairings that are no pairs (see
+    :func:`nwj`). It is a bound of the distributions; an estimate from samples lies above it on average, the logarithm
+    of a mean being concave.
 
-    Arguments, result and errors as in :func:`info_nce`, without softplus and chunks.
+    Args:
+        include_pairs: count the pairs among the pairings: the estimate is then at most ``log P``, and exactly 0 for a
+            single pair.
+        others, errors: as in :func:`nwj`.
 
     Source: Belghazi et al. 2018 (MINE); Donsker and Varadhan 1983.
     """
-    critic = check_critic(
-        local,
-        global_,
-        w1,
-        b1,
-        w2,
-        b2,
+    critic = check_mlp(
+        (local, global_, w1, b1, w2, b2),
         local_index,
         pair_index,
-        chunk_size=None,
+        include_pairs=include_pairs,
         implementation=implementation,
         precision=precision,
         validate=validate,
     )
     if implementation == "reference":
-        return reference.donsker_varadhan(*critic.operands, local_index=local_index, pair_index=pair_index)
-    score, lse = critic.project().scores(None, implementation, precision)
-    log_mean = torch.logsumexp(_of_pairs(lse, pair_index), 0) - 2 * math.log(critic.pairs)
-    return (score.mean() - log_mean) * (critic.pairs > 1)
+        return reference.donsker_varadhan(
+            *critic.operands, local_index=local_index, pair_index=pair_index, include_pairs=include_pairs
+        )
+    return bounds.donsker_varadhan(critic.project().scores(implementation, precision))
 
 
-def _of_pairs(values: Tensor, pair_index: Tensor | None) -> Tensor:
-    """One value a row of global_ becomes one a pair."""
-    return gather(values.unsqueeze(1), pair_index).squeeze(1)
+def smile(
+    local: Tensor,
+    global_: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    *,
+    clip: float = 5.0,
+    local_index: Tensor | None = None,
+    pair_index: Tensor | None = None,
+    include_pairs: bool = False,
+    implementation: Implementation = "auto",
+    precision: Precision = "exact",
+    validate: bool | None = None,
+) -> Tensor:
+    """SMILE's estimate of I(X; Y) in nats: :func:`donsker_varadhan` whose pairings' scores are clipped.
+
+    ``mean_i T(x_i, y_i) - log mean_ij exp clip(T(x_j, y_i), -clip, clip)``. The clip bounds the variance of the mean of
+    exponentials, which otherwise grows with ``e^I``, and biases it: the estimate is no bound where scores beyond the
+    clip matter. A clipped score receives no gradient. The pairs' own scores are not clipped.
+
+    Args:
+        clip: in nats; Song and Ermon take 1, 5 and 10.
+        others, errors: as in :func:`donsker_varadhan`.
+
+    Source: Song and Ermon 2020, section 4.
+    """
+    critic = check_mlp(
+        (local, global_, w1, b1, w2, b2),
+        local_index,
+        pair_index,
+        include_pairs=include_pairs,
+        clip=clip,
+        implementation=implementation,
+        precision=precision,
+        validate=validate,
+    )
+    if implementation == "reference":
+        return reference.smile(
+            *critic.operands, clip=clip, local_index=local_index, pair_index=pair_index, include_pairs=include_pairs
+        )
+    return bounds.donsker_varadhan(critic.project().scores(implementation, precision))

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["separable_backward", "separable_forward"]
+from infobert_fast.kernels.once import first_order
+from infobert_fast.kernels.pairs import Terms
+
+__all__ = ["logsumexp"]
 
 
 def block_scores(device: torch.device) -> int:
@@ -38,22 +42,11 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a.to(dtype), b.to(dtype))
 
 
-def _left_out(labels: Tensor, i: slice, j: slice) -> Tensor:
-    """Pairs of equal label that are not the pair itself."""
-    own = torch.arange(i.start, i.stop, device=labels.device).unsqueeze(1) == torch.arange(
-        j.start, j.stop, device=labels.device
-    )
-    return (labels[i].unsqueeze(1) == labels[j]) & ~own
+def _scores(x: Tensor, y: Tensor, scale: Tensor, i: slice, j: slice) -> Tensor:
+    return _product(y[i], x[j].t(), scale.dtype).mul_(scale)
 
 
-def _scores(x: Tensor, y: Tensor, scale: Tensor, labels: Tensor | None, i: slice, j: slice) -> Tensor:
-    u = _product(y[i], x[j].t(), scale.dtype).mul_(scale)
-    return u if labels is None else u.masked_fill_(_left_out(labels, i, j), -torch.inf)
-
-
-def separable_forward(
-    x: Tensor, y: Tensor, scale: Tensor, labels: Tensor | None, symmetric: bool
-) -> tuple[Tensor, Tensor]:
+def separable_forward(x: Tensor, y: Tensor, scale: Tensor, terms: Terms, symmetric: bool) -> tuple[Tensor, Tensor]:
     """``(lse_i [I], lse_j [J])`` in float32 at least; the second is empty unless ``symmetric``."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.device.type == "cpu":
@@ -62,7 +55,7 @@ def separable_forward(
     lse_i = x.new_full((y.shape[0],), -torch.inf, dtype=dtype)
     lse_j = x.new_full((x.shape[0] if symmetric else 0,), -torch.inf, dtype=dtype)
     for i, j in _blocks(y, x):
-        u = _scores(x, y, scale, labels, i, j)
+        u = terms.take(_scores(x, y, scale, i, j), i, j)
         lse_i[i] = torch.logaddexp(lse_i[i], torch.logsumexp(u, 1))
         if symmetric:
             lse_j[j] = torch.logaddexp(lse_j[j], torch.logsumexp(u, 0))
@@ -77,7 +70,7 @@ def separable_backward(
     x: Tensor,
     y: Tensor,
     scale: Tensor,
-    labels: Tensor | None,
+    terms: Terms,
     symmetric: bool,
     need: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -90,10 +83,12 @@ def separable_backward(
     sum_x, sum_y = torch.zeros_like(wide_x), torch.zeros_like(wide_y)
     sums_y = need_y or (need_scale and not need_x)
     for i, j in _blocks(y, x) if need_x or sums_y else ():
-        u = _scores(wide_x, wide_y, wide, labels, i, j)
-        w = torch.exp(u - lse_i[i].unsqueeze(1)).mul_(grad_i[i].unsqueeze(1))
+        u = _scores(wide_x, wide_y, wide, i, j)
+        taken = terms.take(u, i, j)
+        w = torch.exp(taken - lse_i[i].unsqueeze(1)).mul_(grad_i[i].unsqueeze(1))
         if symmetric:
-            w.add_(u.sub_(lse_j[j]).exp_().mul_(grad_j[j]))
+            w.add_(taken.sub(lse_j[j]).exp_().mul_(grad_j[j]))
+        w = terms.weigh(w, u, i, j)
         if need_x:
             sum_x[j].addmm_(w.t(), wide_y[i])
         if sums_y:
@@ -105,3 +100,41 @@ def separable_backward(
         sum_y.mul_(wide) if need_y else None,
         None if dots is None else dots.reshape(scale.shape).to(scale.dtype),
     )
+
+
+class _Logsumexp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        columns: Tensor | None,
+        rows: Tensor | None,
+        keep_pair: bool,
+        clip: float | None,
+        symmetric: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        x, y = x.to(dtype), y.to(dtype)  # exact: they hold values of this dtype
+        lse_i, lse_j = separable_forward(x, y, scale, Terms(columns, rows, keep_pair, clip), symmetric)
+        ctx.save_for_backward(lse_i, lse_j, x, y, scale, columns, rows)
+        ctx.options = keep_pair, clip, symmetric
+        return lse_i, lse_j
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad_i: Tensor, grad_j: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, columns, rows = ctx.saved_tensors
+        keep_pair, clip, symmetric = ctx.options
+        terms = Terms(columns, rows, keep_pair, clip)
+        gradients = separable_backward(grad_i, grad_j, *tensors, terms, symmetric, ctx.needs_input_grad[:3])
+        return *gradients, *(None,) * 6
+
+
+def logsumexp(
+    x: Tensor, y: Tensor, scale: Tensor, terms: Terms, symmetric: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """:func:`separable_forward` of wide rows that hold values of ``dtype``, differentiable in x, y and scale."""
+    lse: tuple[Tensor, Tensor] = _Logsumexp.apply(x, y, scale, *terms, symmetric, dtype)
+    return lse

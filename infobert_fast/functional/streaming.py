@@ -17,8 +17,12 @@ from torch import Tensor
 
 from infobert_fast.functional.compiled import VECTOR, Compiled
 from infobert_fast.kernels.once import first_order
+from infobert_fast.kernels.pairs import Terms
 
 __all__ = ["pairwise_mlp_logsumexp"]
+
+
+EVERY = Terms()
 
 
 def block_elements(device: torch.device) -> int:
@@ -44,7 +48,7 @@ def _blocks(a: Tensor, b: Tensor, pairs: int) -> Iterator[tuple[slice, slice, sl
     for k in range(0, K, k_step):
         for i in range(0, I, i_step):
             for j in range(0, J, j_step):
-                yield slice(k, k + k_step), slice(i, i + i_step), slice(j, j + j_step)
+                yield slice(k, min(k + k_step, K)), slice(i, min(i + i_step, I)), slice(j, min(j + j_step, J))
 
 
 class Eager:
@@ -97,41 +101,52 @@ class Arithmetic(Protocol):
 class _PairwiseMlpLogsumexp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, arithmetic: Callable[[Tensor, Tensor], Arithmetic]
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        columns: Tensor | None,
+        clip: float | None,
+        arithmetic: Callable[[Tensor, Tensor], Arithmetic],
     ) -> Tensor:
-        lse = a.new_full(b.shape[:2], -torch.inf)
+        lse, terms = a.new_full(b.shape[:2], -torch.inf), Terms(columns, clip=clip)
         block = arithmetic(a, b)
         for k, i, j in _blocks(a, b, block.pairs):
-            scores = block.scores(a[k, j], b[k, i], w2, b2)
+            scores = terms.take(block.scores(a[k, j], b[k, i], w2, b2), i, j)
             lse[k, i] = torch.logaddexp(lse[k, i], torch.logsumexp(scores, dim=2))
-        ctx.save_for_backward(a, b, w2, b2, lse)
-        ctx.arithmetic = arithmetic
+        ctx.save_for_backward(a, b, w2, b2, lse, columns)
+        ctx.clip, ctx.arithmetic = clip, arithmetic
         return lse
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        a, b, w2, b2, lse = ctx.saved_tensors
+        a, b, w2, b2, lse, columns = ctx.saved_tensors
+        terms = Terms(columns, clip=ctx.clip)
         # G_ij = grad_i exp(u_ij - lse_i); ga_j = sum_i G_ij 1[a_j + b_i > 0], gb_i alike. Then da = w2 ga, db = w2 gb
         # and, since relu(t) = t 1[t > 0], dw2 = sum_j a_j ga_j + sum_i b_i gb_i: no further pass over the pairs.
         ga, gb, total = torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(b2)
         block = ctx.arithmetic(a, b)
         for k, i, j in _blocks(a, b, block.pairs):
-            weight = block.scores(a[k, j], b[k, i], w2, b2).sub_(lse[k, i, None]).exp_()
-            weight.mul_(grad_lse[k, i, None])
+            scores = block.scores(a[k, j], b[k, i], w2, b2)
+            weight = terms.take(scores, i, j).sub(lse[k, i, None]).exp_().mul_(grad_lse[k, i, None])
+            weight = terms.weigh(weight, scores, i, j)
             sums_a, sums_b = block.active_sums(a[k, j], b[k, i], weight)
             ga[k, j] += sums_a
             gb[k, i] += sums_b
             total += weight.sum()
         dw2 = torch.einsum("kjh,kjh->h", a, ga) + torch.einsum("kih,kih->h", b, gb)
-        return ga * w2, gb * w2, dw2, total, None
+        return ga * w2, gb * w2, dw2, total, None, None, None
 
 
-def pairwise_mlp_logsumexp(a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, *, compiled: bool = False) -> Tensor:
+def pairwise_mlp_logsumexp(
+    a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, *, terms: Terms = EVERY, compiled: bool = False
+) -> Tensor:
     """``[K, J, H], [K, I, H], [H], [1] -> [K, I]`` in nats; half precision is computed and returned in float32.
 
     A common offset ``a + c, b - c`` leaves every sum unchanged but costs digits in them and in ``dw2``; it is removed
-    first, a constant as far as gradients are concerned.
+    first, a constant as far as gradients are concerned. ``terms`` are those of a single problem.
     """
     dtype = torch.promote_types(a.dtype, torch.float32)
     a, b, w2, b2 = (tensor.to(dtype) for tensor in (a, b, w2, b2))
@@ -139,8 +154,8 @@ def pairwise_mlp_logsumexp(a: Tensor, b: Tensor, w2: Tensor, b2: Tensor, *, comp
         centre = (a.mean((0, 1)) - b.mean((0, 1))) / 2
     a, b = a - centre, b + centre
     if not compiled:
-        return _PairwiseMlpLogsumexp.apply(a, b, w2, b2, Eager)
+        return _PairwiseMlpLogsumexp.apply(a, b, w2, b2, terms.columns, terms.clip, Eager)
     # Whole vectors: a compiled loop takes the remainder of a row one by one. Hidden units of 0 have no effect.
     pad = -a.shape[2] % VECTOR
     a, b, w2 = (F.pad(tensor, (0, pad)) for tensor in (a, b, w2))
-    return _PairwiseMlpLogsumexp.apply(a, b, w2, b2, Compiled)
+    return _PairwiseMlpLogsumexp.apply(a, b, w2, b2, terms.columns, terms.clip, Compiled)

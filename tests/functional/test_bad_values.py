@@ -101,7 +101,11 @@ def test_info_nce_refuses(arguments, error, message):
         (((4, 8), (4, 7), (8,), (1,)), {}, r"`b` is 7 wide; it must be 8 wide"),
         (((4, 8), (4, 8), (7,), (1,)), {}, r"`w2` has shape \[7\]"),
         (((4, 8), (4, 8), (8,), (4,)), {}, r"`b2` has shape \[4\]"),
-        (((4, 8), (3, 8), (8,), (1,)), {"chunk_size": 2}, r"`a` gives 4 pairs and `b` 3; chunks need one of each"),
+        (
+            ((4, 8), (3, 8), (8,), (1,)),
+            {"chunk_size": 2},
+            r"`a` gives 4 pairs and `b` 3; the counts must agree",
+        ),
         (((0, 8), (3, 8), (8,), (1,)), {}, r"`a` holds zero rows"),
         (((4, 8), (4, 8), (8,), (1,)), {"chunk_size": 0}, r"`chunk_size` was 0"),
         (((4, 8), (4, 8), (8,), (1,)), {"precision": "half"}, r"`precision` was 'half'"),

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from infobert_fast import InfoNCE, functional
 from infobert_fast.functional import implementation
+from infobert_fast.kernels.pairs import Pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # without a GPU the kernels run in Triton's interpreter
 WIDE = torch.float32 if DEVICE == "cuda" else torch.float64
@@ -128,7 +129,7 @@ def test_short_chunks_take_two_launches_forward_and_one_backward(monkeypatch):
     w2, b2 = (torch.randn(n, device=DEVICE, requires_grad=True) for n in (16, 1))
     owner = torch.arange(12, device=DEVICE) // 4
     with Operations() as forward:
-        bound = functional.fused.info_nce(a, b, w2, b2, None, owner, 4)
+        bound = chunk_bound.info_nce(a, b, w2, b2, Pairs(12, None, owner, 4))
     assert len(launched) == 2
     assert forward.names == []
     with Operations() as backward:
@@ -207,7 +208,7 @@ def test_precision_reaches_the_kernels():
 def test_auto_leaves_the_interpreter_to_those_who_ask(monkeypatch):
     if DEVICE == "cuda":
         pytest.skip("auto takes the kernels on a GPU")
-    monkeypatch.setattr("infobert_fast.functional.fused.pairwise_mlp_logsumexp", lambda *_: pytest.fail("chosen"))
+    monkeypatch.setattr("infobert_fast.kernels.pairwise_mlp.logsumexp", lambda *_: pytest.fail("chosen"))
     critic, local, global_, indices = case(torch.float32)
     critic(local, global_, **indices)
     monkeypatch.delenv("TRITON_INTERPRET")

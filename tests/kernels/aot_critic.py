@@ -10,15 +10,21 @@ PACKED_RELU, PACKED_MASK = r"HFMA2\.RELU", r"HSET2"
 CHUNK_RELU, CHUNK_MASK = r"FMNMX", r"FSET"
 
 
+# sums that leave out pairs and clip
+TERMS = {"owner_ptr": "*i64:16", "clip": "fp32"}
+
+
 def variants():
     """(name, kernel, arguments, num_warps, pattern of the instruction that each pair-unit has once, or None)."""
     index = {"local_ptr": "*i64:16", "pair_ptr": "*i64:16"}
     pads = dict.fromkeys(("pad_i", "pad_j", "a_step", "b_step", "first_i", "block_i"), "i32:16")
-    score = pads | {"bounds_ptr": "*i32:16", "j_per_split": "i32:16", "BI": 16}
+    score = pads | {"bounds_ptr": "*i32:16", "j_per_split": "i32:16", "BI": 16, "owner_ptr": None, "clip": None}
     for warps in (1, 4):
         for keep in (True, False):
             kernel, tile = scores.logsumexp_kernel, {"BL": 32 * warps, "KEEP": keep}
             yield f"logsumexp, {warps} warps, keep={keep}", kernel, only(kernel, score | tile), warps, ABS_ADD
+            if keep and warps == 1:
+                yield "logsumexp, terms", kernel, only(kernel, score | tile | TERMS), warps, ABS_ADD
         for kept in (True, False):
             kernel, tile = scores.weights_kernel, {"BL": 32 * warps, "KEPT": kept, "HALVES": False}
             unit = None if kept else ABS_ADD

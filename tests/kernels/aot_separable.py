@@ -7,7 +7,7 @@ from aot import only, straight_line, typed
 from infobert_fast.kernels import separable
 
 SCORES_PER_THREAD = separable.ROWS * separable.COLUMNS // (32 * separable.WARPS)
-SIZES = {"BI": separable.ROWS, "BJ": separable.COLUMNS, "n_j": "i32:16"}
+SIZES = {"BI": separable.ROWS, "BJ": separable.COLUMNS, "u_row": "i32:16", "clip": None, "KEEP_PAIR": True}
 LABELS = {"label_i_ptr": "*i64:16", "label_j_ptr": "*i64:16"}
 
 

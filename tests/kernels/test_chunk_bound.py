@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from oracle import make_case
 
 from infobert_fast import reference
-from infobert_fast.kernels.chunk_bound import FEW_ROWS, chunk_bound
-from infobert_fast.kernels.operators import chunk_info_nce
+from infobert_fast.kernels.chunk_bound import FEW_ROWS, chunk_bound, info_nce
 
 NAMES = ("bound", "da", "db", "dw2", "db2")
 
@@ -143,20 +142,22 @@ def test_any_shape(rows, globals_, H, pairs, chunk_size, seed):
 
 def arguments(device, dtype=torch.float32):
     case = make_case(9, 5, globals_=4, pairs=14, chunk_size=4, dtype=dtype, device=device)
-    leaves = [x.requires_grad_() for x in case.operands]
-    return leaves, tuple(case.options[k] for k in ORDER)
+    return [x.requires_grad_() for x in case.operands], case.pairs
 
 
 def test_opcheck(device):
-    leaves, options = arguments(device)
-    torch.library.opcheck(chunk_info_nce, (*leaves, *options))
+    leaves, pairs = arguments(device)
+    for need in ([True] * 4, [False, True, False, False]):
+        inputs = [leaf.detach().requires_grad_(needed) for leaf, needed in zip(leaves, need, strict=True)]
+        inputs += [pairs.local_index, pairs.pair_index, pairs.chunk_size, need]
+        torch.library.opcheck(torch.ops.infobert_fast.chunk_info_nce.default, tuple(inputs))
 
 
 def test_gradcheck(device):
     if device == "cuda":
         pytest.skip("float64 runs under the interpreter only")
-    leaves, options = arguments(device, torch.float64)
-    assert torch.autograd.gradcheck(lambda *x: chunk_info_nce(*x, *options)[0], leaves, fast_mode=True)
+    leaves, pairs = arguments(device, torch.float64)
+    assert torch.autograd.gradcheck(lambda *x: info_nce(*x, pairs), leaves, fast_mode=True)
 
 
 def test_reference_agrees_with_the_literal_form(device):

@@ -8,6 +8,7 @@ from oracle import make_case
 
 from infobert_fast.kernels import launch
 from infobert_fast.kernels.launch_table import FORMAT, Config, Plan, chip_name, read_table, table_entry
+from infobert_fast.kernels.pairs import Pairs
 from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_forward
 from infobert_fast.kernels.rectangles import problems_of
 from infobert_fast.kernels.tune import CANDIDATES, SIZES, step, tune
@@ -105,7 +106,7 @@ def test_every_configuration_gives_the_same_results(choice, device):
     grad = torch.linspace(-1, 1, 40, device=device)
     for got, expected in zip(step(case.operands, grad, choice), step(case.operands, grad, None), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    lse, _ = pairwise_mlp_forward(*case.operands)
+    lse, _ = pairwise_mlp_forward(*case.operands, case.pairs)
     torch.testing.assert_close(step(case.operands, grad, choice)[0], lse, rtol=1e-6, atol=1e-6)
 
 
@@ -119,4 +120,4 @@ def test_units_that_lie_too_far_apart_are_copied():
 def test_more_columns_than_32_bits_address_are_refused():
     a, b = torch.empty(2**26 + 1, 4, device="meta"), torch.empty(3, 4, device="meta")
     with pytest.raises(ValueError, match="67108865 local rows were given; the kernels take 67108864 at once"):
-        problems_of(a, b, None, None)
+        problems_of(a, b, Pairs(a.shape[0]))

@@ -1,46 +1,52 @@
-"""The registered operators: schema, fake implementation, autograd, and a whole graph with a dynamic number of pairs."""
+"""The critic's declared operator: schema, fake implementation, autograd, and a whole graph with a dynamic number of
+pairs."""
 
 import pytest
 import torch
 from oracle import make_case, values_and_gradients
 
-from infobert_fast.kernels.operators import pairwise_mlp, pairwise_mlp_gradients
+from infobert_fast.kernels.pairs import Pairs, Terms
+from infobert_fast.kernels.pairwise_mlp import logsumexp
 
-OPTIONS = [(None, None), (14, None), (14, 8)]
+OPTIONS = [(None, None, False), (14, None, False), (14, 8, False), (14, None, True)]
 
 
 def arguments(pairs, chunk_size, dtype=torch.float32, device="cpu", rows=9, H=5):
     case = make_case(
         rows, H, globals_=4 if pairs else None, pairs=pairs, chunk_size=chunk_size, dtype=dtype, device=device
     )
-    leaves = [x.requires_grad_() for x in case.operands]
-    return case, (*leaves, case.options["local_index"], case.options["pair_index"], chunk_size)
+    return [x.requires_grad_() for x in case.operands], case.pairs
 
 
-@pytest.mark.parametrize(("pairs", "chunk_size"), OPTIONS)
-def test_opcheck(pairs, chunk_size, device):
-    case, inputs = arguments(pairs, chunk_size, device=device)
-    torch.library.opcheck(pairwise_mlp, inputs)
-    lse = pairwise_mlp(*inputs).detach()
-    tensors = [x.detach() for x in case.operands]
-    for need in ([True] * 4, [False, True, False, False]):
-        torch.library.opcheck(pairwise_mlp_gradients, (torch.ones_like(lse), lse, *tensors, *inputs[4:], "exact", need))
+def terms_of(pairs, left_out):
+    return Terms(pairs.pair_index, clip=0.5) if left_out else Terms()
 
 
-@pytest.mark.parametrize(("pairs", "chunk_size"), [(None, None), (7, None), (7, 3)])
-def test_gradcheck(pairs, chunk_size, device):
+@pytest.mark.parametrize(("pairs", "chunk_size", "left_out"), OPTIONS)
+def test_opcheck(pairs, chunk_size, left_out, device):
+    leaves, pairs = arguments(pairs, chunk_size, device=device)
+    terms = terms_of(pairs, left_out)
+    meeting = pairs.local_index, pairs.pair_index, terms.columns, pairs.chunk_size, terms.clip
+    torch.library.opcheck(torch.ops.infobert_fast.pairwise_mlp.default, (*leaves, *meeting, "exact", False))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "chunk_size", "left_out"), [(None, None, False), (7, None, False), (7, 3, False), (7, None, True)]
+)
+def test_gradcheck(pairs, chunk_size, left_out, device):
     if device == "cuda":
         pytest.skip("float64 runs under the interpreter only")
-    _, inputs = arguments(pairs, chunk_size, torch.float64, rows=5)
-    assert torch.autograd.gradcheck(lambda *x: pairwise_mlp(*x, *inputs[4:]), inputs[:4], fast_mode=True)
+    leaves, pairs = arguments(pairs, chunk_size, torch.float64, rows=5)
+    pairs = pairs._replace(terms=terms_of(pairs, left_out))
+    assert torch.autograd.gradcheck(lambda *x: logsumexp(*x, pairs, "exact"), leaves, fast_mode=True)
 
 
 def test_gradcheck_of_a_long_chunk(device, monkeypatch):
     if device == "cuda":
         pytest.skip("float64 runs under the interpreter only")
     monkeypatch.setattr("infobert_fast.kernels.pairwise_mlp.LONGEST", 0)
-    _, inputs = arguments(3, 2, torch.float64, rows=2, H=3)
-    assert torch.autograd.gradcheck(lambda *x: pairwise_mlp(*x, *inputs[4:]), inputs[:4], fast_mode=True)
+    leaves, pairs = arguments(3, 2, torch.float64, rows=2, H=3)
+    assert torch.autograd.gradcheck(lambda *x: logsumexp(*x, pairs, "exact"), leaves, fast_mode=True)
 
 
 def test_one_graph_for_any_number_of_pairs(device):
@@ -49,7 +55,8 @@ def test_one_graph_for_any_number_of_pairs(device):
 
     @torch.compile(fullgraph=True, dynamic=True, backend=counter)
     def bound(a, b, w2, b2):
-        return pairwise_mlp(a, b, w2, b2).mean() + pairwise_mlp(a, a, w2, b2, None, None, 8).mean()
+        whole = logsumexp(a, b, w2, b2, Pairs(a.shape[0]), "exact")
+        return whole.mean() + logsumexp(a, a, w2, b2, Pairs(a.shape[0], chunk_size=8), "exact").mean()
 
     for rows in (5, 9, 17):
         case = make_case(rows, 6, device=device)
@@ -66,7 +73,7 @@ def test_one_graph_for_any_number_of_pairs(device):
 def test_only_needed_gradients(device):
     case = make_case(9, 5, device=device)
     b = case.b.requires_grad_()
-    pairwise_mlp(case.a, b, case.w2, case.b2).sum().backward()
+    logsumexp(case.a, b, case.w2, case.b2, case.pairs, "exact").sum().backward()
     assert b.grad is not None
     assert case.a.grad is None
     assert case.w2.grad is None

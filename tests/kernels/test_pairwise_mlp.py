@@ -9,6 +9,7 @@ from oracle import make_case, values_and_gradients
 from infobert_fast.kernels import pairwise_mlp, rectangles
 from infobert_fast.kernels.fast_scores import half_operands, power_of_two
 from infobert_fast.kernels.operands import centre
+from infobert_fast.kernels.pairs import Pairs, Terms
 from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 
 NAMES = ("lse", "da", "db", "dw2", "db2")
@@ -16,9 +17,9 @@ EPS = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11, torc
 
 
 def run(case, grad, *, keep_scores=True, need=(True,) * 4, precision="exact"):
-    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, keep_scores=keep_scores, precision=precision)
+    lse, scores = pairwise_mlp_forward(*case.operands, case.pairs, keep_scores=keep_scores, precision=precision)
     return lse, *pairwise_mlp_backward(
-        grad, lse, *case.operands, scores=scores, **case.options, precision=precision, need=need
+        grad, lse, *case.operands, case.pairs, scores=scores, precision=precision, need=need
     )
 
 
@@ -110,17 +111,15 @@ def test_weights_in_several_blocks(chunk_size, keep_scores, device, monkeypatch)
 @pytest.mark.parametrize("chunk_size", [None, 66])
 def test_scores_are_kept_below_a_budget_and_made_again_above(chunk_size, precision, device, monkeypatch):
     case = make_case(70, 24, chunk_size=chunk_size, device=device)
-    p = rectangles.problems_of(case.a, case.b, None, chunk_size)
+    p = rectangles.problems_of(case.a, case.b, case.pairs)
     size = 4 * p.problems * p.pad_i * p.pad_j
     results = []
     for budget in (size, size - 1):
         monkeypatch.setattr(rectangles, "KEEP_BYTES", budget)
-        lse, scores = pairwise_mlp_forward(*case.operands, **case.options, precision=precision)
+        lse, scores = pairwise_mlp_forward(*case.operands, case.pairs, precision=precision)
         assert (scores is not None) == (budget == size)
         grad = torch.linspace(-1, 1, 70, device=device)
-        results.append(
-            pairwise_mlp_backward(grad, lse, *case.operands, scores=scores, **case.options, precision=precision)
-        )
+        results.append(pairwise_mlp_backward(grad, lse, *case.operands, case.pairs, scores=scores, precision=precision))
     for name, kept, again in zip(NAMES[1:], *results, strict=True):
         torch.testing.assert_close(kept, again, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -151,15 +150,11 @@ def test_wide_rows(device):
 @pytest.mark.parametrize("rows", [0, 3])
 def test_no_pairs(chunk_size, rows, device):
     case = make_case(rows, 4, globals_=3, device=device)
-    options = {
-        "chunk_size": chunk_size,
-        "local_index": torch.empty(0, dtype=torch.int64, device=device),
-        "pair_index": None,
-    }
-    lse, scores = pairwise_mlp_forward(*case.operands, **options)
+    pairs = Pairs(0, torch.empty(0, dtype=torch.int64, device=device), chunk_size=chunk_size)
+    lse, scores = pairwise_mlp_forward(*case.operands, pairs)
     assert torch.equal(lse, torch.full((3 if chunk_size is None else 0,), float("-inf"), device=device))
     for x, gradient in zip(
-        case.operands, pairwise_mlp_backward(lse, lse, *case.operands, scores=scores, **options), strict=True
+        case.operands, pairwise_mlp_backward(lse, lse, *case.operands, pairs, scores=scores), strict=True
     ):
         assert torch.equal(gradient, torch.zeros_like(x))
 
@@ -190,15 +185,13 @@ def test_fast_preset(rows, H, globals_, pairs, chunk_size, offset, device):
     """Independent roundings of each unit's a, b and a + b to fp16: errors of about 2^-11 times the norm of w2."""
     case = make_case(rows, H, globals_=globals_, pairs=pairs, chunk_size=chunk_size, offset=offset, device=device)
     truth, grad = values_and_gradients(case, torch.float64)
-    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, precision="fast")
-    assert torch.equal(
-        lse, pairwise_mlp_forward(*case.operands, **case.options, precision="fast", keep_scores=False)[0]
-    )
+    lse, scores = pairwise_mlp_forward(*case.operands, case.pairs, precision="fast")
+    assert torch.equal(lse, pairwise_mlp_forward(*case.operands, case.pairs, precision="fast", keep_scores=False)[0])
     assert (lse - truth[0]).abs().max() <= 2**-9 * case.w2.norm()
     # The masks are those of the rounded rows: where a + b is within a rounding of zero a unit counts or does not, as a
     # whole. Against the literal form of the same rows only the scores' errors are left, which weigh the pairs.
-    p = rectangles.problems_of(case.a, case.b, None, None)
-    A, B, _, scale = half_operands(case.a, case.b, case.w2, None, None, p)
+    p = rectangles.problems_of(case.a, case.b, Pairs(rows))
+    A, B, _, scale = half_operands(case.a, case.b, case.w2, p)
     unscale = (scale * power_of_two(case.w2.abs().amax(), 10)).double()
     shift = centre(case.a, case.b, torch.float32).double()
     rounded = case._replace(
@@ -207,13 +200,13 @@ def test_fast_preset(rows, H, globals_, pairs, chunk_size, offset, device):
     same_rows, _ = values_and_gradients(rounded, torch.float64, grad)
     half, _ = values_and_gradients(case, torch.float16, grad)
     for kept in (scores, None):
-        gradients = pairwise_mlp_backward(grad, lse, *case.operands, scores=kept, **case.options, precision="fast")
+        gradients = pairwise_mlp_backward(grad, lse, *case.operands, case.pairs, scores=kept, precision="fast")
         for name, out, exact, same, plain in zip(NAMES[1:], gradients, truth[1:], same_rows[1:], half[1:], strict=True):
             assert (out - same).abs().max() <= 6e-4 * same.abs().max(), name
             assert (out - exact).norm() <= 2 * (plain.double() - exact).norm() + 2e-3 * exact.norm(), name
         for out, first in zip(
             gradients,
-            pairwise_mlp_backward(grad, lse, *case.operands, scores=kept, **case.options, precision="fast"),
+            pairwise_mlp_backward(grad, lse, *case.operands, case.pairs, scores=kept, precision="fast"),
             strict=True,
         ):
             assert torch.equal(out, first)
@@ -235,14 +228,17 @@ def test_fast_weights_in_several_blocks(chunk_size, device, monkeypatch):
 def test_fast_preset_outside_the_range_of_fp16(device):
     case = make_case(33, 24, device=device)
     large = case._replace(a=case.a * 1e6, b=case.b * 1e6, w2=case.w2 * 1e-6)
-    small, _ = pairwise_mlp_forward(*case.operands, **case.options, precision="fast")
-    lse, _ = pairwise_mlp_forward(*large.operands, **large.options, precision="fast")
+    small, _ = pairwise_mlp_forward(*case.operands, case.pairs, precision="fast")
+    lse, _ = pairwise_mlp_forward(*large.operands, large.pairs, precision="fast")
     assert (lse - small).abs().max() <= 1e-3
 
 
 def test_unknown_precision(device):
     with pytest.raises(ValueError, match="precision"):
-        pairwise_mlp_forward(*make_case(2, 2, device=device).operands, precision="half")
+        pairwise_mlp_forward(*make_case(2, 2, device=device).operands, Pairs(2), precision="half")
+    terms = Terms(clip=1.0)
+    with pytest.raises(ValueError, match="chunks take every score as it is"):
+        pairwise_mlp_forward(*make_case(2, 2, device=device).operands, Pairs(2, chunk_size=1, terms=terms))
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
@@ -266,6 +262,39 @@ def test_two_runs_give_the_same_bits(chunk_size, device):
     grad = torch.randn(33 if chunk_size is None else 60, generator=torch.Generator().manual_seed(2)).to(device)
     for name, first, second in zip(NAMES, run(case, grad), run(case, grad), strict=True):
         assert torch.equal(first, second), name
+
+
+@pytest.mark.parametrize(
+    ("owner", "keep_scores", "clip", "precision"),
+    [
+        ("own", True, None, "exact"),
+        ("own", False, 0.25, "exact"),
+        ("shared", True, 0.25, "fast"),
+        ("shared", False, None, "fast"),
+    ],
+)
+def test_terms(owner, keep_scores, clip, precision, device, monkeypatch):
+    """Sums that leave out a row's own pairs, and clip: two tiles of columns of which the first may hold no term, and
+    row 3, which no pair is left for."""
+    monkeypatch.setattr(rectangles, "BLOCK_BYTES", 2 * 4 * 256 * 32)
+    case = make_case(140, 8, globals_=40, device=device)
+    columns = torch.arange(140, device=device) % 40 if owner == "own" else torch.full((140,), 3, device=device)
+    pairs = Pairs(140, terms=Terms(columns, clip=clip))
+    leaves = [x.detach().double().requires_grad_() for x in case.operands]
+    u = torch.relu(leaves[0][None] + leaves[1][:, None]) @ leaves[2] + leaves[3]
+    u = u if clip is None else u.clamp(-clip, clip)
+    kept = columns[None] != torch.arange(40, device=device)[:, None]
+    rows = kept.any(1)
+    exact = torch.logsumexp(u[rows].masked_fill(~kept[rows], -torch.inf), 1)
+    grad = torch.linspace(-1, 1, 40, device=device) * rows
+    expected = [exact.detach(), *torch.autograd.grad(exact, leaves, grad[rows].double())]
+    lse, scores = pairwise_mlp_forward(*case.operands, pairs, keep_scores=keep_scores, precision=precision)
+    got = [lse[rows], *pairwise_mlp_backward(grad, lse, *case.operands, pairs, scores=scores, precision=precision)]
+    assert (lse[~rows] == -torch.inf).all()
+    for name, out, right in zip(NAMES, got, expected, strict=True):
+        error = (out - right).norm() / right.norm()
+        # a score near the clip falls on either side of it once its operands are rounded to fp16
+        assert error < (2e-6 if precision == "exact" else 0.05 if clip else 0.01), name
 
 
 @pytest.mark.parametrize("chunk_size", [None, 8])

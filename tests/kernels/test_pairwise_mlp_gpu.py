@@ -18,8 +18,8 @@ SHAPES = [(1664, 32, 1664, 32), (1664, 32, 1664, None), (1000, 900, 1000, 300), 
 
 
 def step(case, grad, precision="exact"):
-    lse, scores = pairwise_mlp_forward(*case.operands, **case.options, precision=precision)
-    return lse, *pairwise_mlp_backward(grad, lse, *case.operands, scores=scores, **case.options, precision=precision)
+    lse, scores = pairwise_mlp_forward(*case.operands, case.pairs, precision=precision)
+    return lse, *pairwise_mlp_backward(grad, lse, *case.operands, case.pairs, scores=scores, precision=precision)
 
 
 def incoming(case):
@@ -82,7 +82,7 @@ def test_the_fast_preset_keeps_its_published_errors():
     for got, expected in zip(fast[1:], exact[1:], strict=True):
         assert (got - expected).norm() <= 2e-2 * expected.norm()
     with torch.no_grad():
-        alone, _ = pairwise_mlp_forward(*case.operands, precision="fast", keep_scores=False)
+        alone, _ = pairwise_mlp_forward(*case.operands, case.pairs, precision="fast", keep_scores=False)
     assert torch.equal(alone, fast[0])
 
 

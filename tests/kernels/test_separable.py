@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from infobert_fast.kernels import separable
-from infobert_fast.kernels.separable_operators import separable as operator
-from infobert_fast.kernels.separable_operators import separable_gradients
+from infobert_fast.kernels.pairs import Terms
 
 
 def rows(n, width, seed, device, dtype=torch.float32):
@@ -41,7 +40,7 @@ def test_a_tile_that_labels_leave_out_whole(device, monkeypatch):
     monkeypatch.setattr(separable, "COLUMNS", 16)
     x, y, scale = case(70, 70, device)
     labels = torch.zeros(70, dtype=torch.int64, device=device)
-    lse_i, lse_j = separable.separable_forward(x, y, scale, labels, symmetric=True)
+    lse_i, lse_j = separable.separable_forward(x, y, scale, Terms(labels, labels, True), symmetric=True)
     torch.testing.assert_close(lse_i, 0.7 * (x * y).sum(1))
     torch.testing.assert_close(lse_j, 0.7 * (x * y).sum(1))
 
@@ -49,13 +48,11 @@ def test_a_tile_that_labels_leave_out_whole(device, monkeypatch):
 def test_opcheck(device):
     x, y, scale = (t.requires_grad_() for t in case(9, 9, device))
     labels = torch.arange(9, device=device) // 2
-    for *arguments, dtype in ((labels, True, torch.bfloat16), (None, False, torch.float32)):
-        torch.library.opcheck(operator, (x, y, scale, *arguments, dtype))
-        lse = [t.detach() for t in operator(x, y, scale, *arguments, torch.float32)]
-        grads = [torch.ones_like(t) for t in lse]
-        tensors = [t.detach() for t in (x, y, scale)]
-        for need in ([True] * 3, [False, False, True]):
-            torch.library.opcheck(separable_gradients, (*grads, *lse, *tensors, *arguments, torch.float32, need))
+    for terms, symmetric, dtype in (
+        (Terms(labels, labels, True, 0.5), True, torch.bfloat16),
+        (Terms(), False, torch.float32),
+    ):
+        torch.library.opcheck(torch.ops.infobert_fast.separable.default, (x, y, scale, *terms, symmetric, dtype))
 
 
 def test_one_graph_for_any_number_of_pairs(device):
@@ -64,7 +61,7 @@ def test_one_graph_for_any_number_of_pairs(device):
 
     @torch.compile(fullgraph=True, dynamic=True, backend=counter)
     def total(x, y, scale):
-        lse_i, lse_j = operator(x, y, scale, None, True, torch.float32)
+        lse_i, lse_j = separable.logsumexp(x, y, scale, Terms(), True, torch.float32)
         return lse_i.sum() + lse_j.sum()
 
     for n in (5, 9, 17):

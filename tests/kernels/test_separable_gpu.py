@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from infobert_fast.kernels.pairs import Terms
 from infobert_fast.kernels.separable import separable_backward, separable_forward
 
 pytestmark = pytest.mark.gpu
@@ -18,6 +19,7 @@ def inputs(n, dtype, labels=False):
 
 
 def step(x, y, scale, labels, grad):
+    labels = Terms() if labels is None else Terms(labels, labels, True)
     lse_i, lse_j = separable_forward(x, y, scale, labels, True)
     return lse_i, lse_j, *separable_backward(grad, grad, lse_i, lse_j, x, y, scale, labels, True)
 

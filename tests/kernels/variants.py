@@ -14,6 +14,7 @@ import torch
 from launches import draw
 
 from infobert_fast.kernels import chunk_bound, pairwise_mlp, separable
+from infobert_fast.kernels.pairs import Pairs, Terms
 
 UNITS, BATCHES = 12, 200
 seen = defaultdict(set)
@@ -36,9 +37,10 @@ def critic(pairs, sentences, chunk_size, precision, keep):
     """One batch's forward and backward pass; pairs choose among the rows of twice as many tokens."""
     operands = draw(2 * pairs, UNITS), draw(sentences, UNITS), draw(UNITS), draw(1)
     local_index, pair_index = torch.randperm(2 * pairs)[:pairs], torch.randint(sentences, (pairs,))
-    options = {"local_index": local_index, "pair_index": pair_index, "chunk_size": chunk_size, "precision": precision}
-    lse, scores = pairwise_mlp.pairwise_mlp_forward(*operands, keep_scores=keep, **options)
-    pairwise_mlp.pairwise_mlp_backward(lse, lse, *operands, scores=scores, **options)
+    terms = Terms(pair_index) if keep and chunk_size is None else Terms()
+    of = Pairs(pairs, local_index, pair_index, chunk_size, terms=terms)
+    lse, scores = pairwise_mlp.pairwise_mlp_forward(*operands, of, precision=precision, keep_scores=keep)
+    pairwise_mlp.pairwise_mlp_backward(lse, lse, *operands, of, precision=precision, scores=scores)
 
 
 def batch(pairs, sentences):
