@@ -253,7 +253,7 @@ def test_scores_are_not_lost_with_the_bounds(nli_folder, tmp_path, monkeypatch):
     def fails(*args, **settings):
         raise ValueError("no token of a batch is an anchor")
 
-    monkeypatch.setattr("infobert_fast.cli.evaluate.measure_each", fails)
+    monkeypatch.setattr("infobert_fast.cli.evaluation.measure_each", fails)
     command = ["evaluate", str(nli_folder / "model"), "--data", f"t={nli_folder / 'test.jsonl'}", "--limit", "4"]
     with pytest.raises(ValueError, match="no token"):
         cli.main([*command, "--information", str(nli_folder / "train.jsonl"), "--output", str(tmp_path / "r.json")])
@@ -331,7 +331,8 @@ def test_names_that_say_nothing_are_given_by_hand(nli_folder, tmp_path, capsys):
     assert cli.main(["evaluate", model, *data]) == 2
     assert "name what it does, --task, and --model_labels, what they mean" in capsys.readouterr().err
     (tmp_path / "n.json").write_text("{}")
-    for command in (["evaluate", "--task", "nli"], ["explain"], ["attack", "--neighbors", str(tmp_path / "n.json")]):
+    nli, words = ["--task", "nli"], ["--neighbors", str(tmp_path / "n.json")]
+    for command in (["evaluate", *nli], ["explain"], ["attack", *nli, *words]):
         assert cli.main([command[0], model, *command[1:], *data]) == 2
         assert "are called LABEL_0, LABEL_1, LABEL_2, which says nothing of them" in capsys.readouterr().err
     named = ["--model_labels", "entailment", "neutral", "contradiction"]
