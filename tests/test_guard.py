@@ -57,7 +57,7 @@ def guard(tmp_path_factory):
     command += ["--output_dir", str(folder / "model"), "--use_cpu", "True", "--learning_rate", "5e-3"]
     command += [
         "--num_train_epochs",
-        "6",
+        "4",
         "--per_device_train_batch_size",
         "8",
         "--report_to",

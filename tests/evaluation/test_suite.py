@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering
 
 from infobert_fast import cli
@@ -16,6 +17,7 @@ from infobert_fast.data.tasks import NLI, TASKS
 from infobert_fast.evaluation.information import Information
 from infobert_fast.evaluation.report import answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve
+from infobert_fast.metrics.glue import pearson
 from infobert_fast.metrics.squad import squad_scores
 
 
@@ -130,6 +132,13 @@ def test_other_measures_have_bootstrap_intervals():
     z = np.arctanh(result.value / 100)
     low, high = (100 * np.tanh(z + s * 1.96 / np.sqrt(197)) for s in (-1, 1))
     assert (result.low, result.high) == (pytest.approx(low, abs=3), pytest.approx(high, abs=3))
+    asked = {"paired": True, "vectorized": False, "method": "percentile", "n_resamples": 2_000}
+    found = stats.bootstrap((noisy, labels), pearson, rng=np.random.default_rng(1), **asked).confidence_interval
+    # The middle 90 % would be 2.2 narrower.
+    assert (result.low, result.high) == (
+        pytest.approx(100 * found.low, abs=0.8),
+        pytest.approx(100 * found.high, abs=0.8),
+    )
     assert classified(TASKS["stsb"], noisy, labels) == result  # from run to run
 
 
