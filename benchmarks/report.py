@@ -19,8 +19,8 @@ import growth
 from pictures import draw_growth, draw_pairs, draw_step
 from reading import RESULTS, Row, read, read_traffic, select
 
+from infobert_fast.aside import write_text
 from infobert_fast.cli.bench import MEASURED
-from infobert_fast.evaluation.aside import write_text
 
 DEFAULT_PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 MARKED = re.compile(r"(<!-- (table|picture): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -16,8 +16,8 @@ from typing import Any
 
 from reading import RESULTS
 
+from infobert_fast.aside import write_text
 from infobert_fast.cli.files import write_json
-from infobert_fast.evaluation.aside import write_text
 
 CONTENT = RESULTS / "cpu" / "robustness.json"
 PAGE = RESULTS.parents[1] / "docs" / "robustness.md"

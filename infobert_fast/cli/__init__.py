@@ -14,8 +14,9 @@ USAGE = """usage: infobert COMMAND ...
 
   train CONFIG.yaml [--name value ...]      fine-tune; published settings by name: see infobert train --help
                                             --dry_run checks data and model and prints the plan
-  evaluate MODEL --suite nli|qa|SOURCE ...  clean and adversarial sets in one table; --data for sets by themselves
-  attack MODEL --data SOURCE ...            substitute words until the model errs; writes the adversarial set
+  evaluate MODEL --suite nli|qa|SOURCE ...  clean and adversarial sets in one table; --data for sets by themselves;
+                                            of two models, whether one is better
+  attack MODEL --data SOURCE ...            change words until the model errs; writes the adversarial set
   explain MODEL TEXT ...                    useless, anchored and non-robust tokens, in the terminal and on a page
   calibrate MODEL --data SOURCE ...         the adversary and the weights that a trained model wants
   bench [SUITE ...]                         the benchmarks, side by side with their baselines

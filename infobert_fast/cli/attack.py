@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
+from infobert_fast.aside import write_text
 from infobert_fast.cli.files import file_stems, write_json
 from infobert_fast.cli.models import MODEL_LABELS, load_model, name_outputs, task_for
 from infobert_fast.data.corpora import load_many
@@ -25,7 +26,6 @@ from infobert_fast.data.source import draw
 from infobert_fast.data.tasks import NLI, TASKS, Task
 from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import Accuracy, label_order
-from infobert_fast.evaluation.aside import write_text
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
 from infobert_fast.evaluation.recipes import RECIPES, Recipe, substitutions
 from infobert_fast.evaluation.scoring import probabilities, similarities

@@ -12,6 +12,7 @@ from rich.text import Text
 from transformers import AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
+from infobert_fast.aside import write_text
 from infobert_fast.cli.files import check_picture
 from infobert_fast.cli.models import MODEL_LABELS, load_model
 from infobert_fast.data.corpora import load_many
@@ -20,7 +21,6 @@ from infobert_fast.data.source import draw
 from infobert_fast.data.tasks import NLI, TASKS
 from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import output_order
-from infobert_fast.evaluation.aside import write_text
 from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, label_names
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infobert_fast import checks
-from infobert_fast.evaluation.aside import write_text
+from infobert_fast.aside import write_text
 
 __all__ = ["check_picture", "file_stems", "write_json", "write_text"]
 

@@ -32,7 +32,7 @@ def load_model(name: str, labels: Sequence[str] | None = None, *, questions: boo
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_head(config: PreTrainedConfig, *, questions: bool = False, task: str = "this") -> None:
+def check_head(config: PreTrainedConfig, *, questions: bool = False, task: str = "the task") -> None:
     """Refuse a model that is not trained to answer questions, or to classify."""
     head = "ForQuestionAnswering" if questions else "ForSequenceClassification"
     if config.architectures and not any(name.endswith(head) for name in config.architectures):

@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "load_many",
     "load_nli",
+    "load_texts",
     "stream",
 ]
 
@@ -116,6 +117,34 @@ def concatenate(sources: Iterable[SourceLike], task: Task = NLI) -> datasets.Dat
     if not loaded:
         raise ValueError("sources is empty; give at least one, as in data/train.jsonl or snli:train")
     return datasets.concatenate_datasets(loaded)
+
+
+def load_texts(source: SourceLike, task: Task = NLI) -> datasets.Dataset:
+    """The texts of a corpus whose labels are not read: each ``label`` is -1.
+
+    Raises as :func:`load` for files and columns.
+    """
+    source = Source.parse(source)
+    if source.is_file:
+        check_file(source)
+        rows: Iterable[Row] = list(read_rows(source.path, source.where, source.field, task.header))
+    else:
+        rows = [Row(f"example {number}", cells) for number, cells in enumerate(load_hub(source), 1)]
+    there = list(dict.fromkeys(name for row in rows for name in row.cells))
+    given = (source.premise, source.hypothesis)[: len(task.texts)]
+    layouts = [
+        [named or usual for named, usual in zip(given, layout, strict=False)]
+        for layout in task.columns(source.fever_order)
+    ]
+    columns = next((layout for layout in layouts if set(layout) <= set(there)), None)
+    if columns is None:
+        raise ValueError(f"{source.where} has no fields {' and '.join(layouts[0])}; it has {there}: name them")
+    for place, cells in rows:
+        if bad := [column for column in columns if not isinstance(cells.get(column), str)]:
+            raise ValueError(f"{source.where}: {place} has {bad[0]} {cells.get(bad[0])!r}, which is no text")
+    examples = {text: [row.cells[column] for row in rows] for text, column in zip(task.texts, columns, strict=True)}
+    labels = {"label": [-1] * len(examples[task.texts[0]])}
+    return take(datasets.Dataset.from_dict(examples | labels, features=task.features), source)
 
 
 def fits(source: SourceLike, task: Task) -> bool:

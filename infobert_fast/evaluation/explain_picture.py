@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infobert_fast.evaluation.aside import aside
+from infobert_fast.aside import aside
 from infobert_fast.evaluation.explain import KINDS, Explanation, Token
 from infobert_fast.evaluation.explain_page import MEANING, PARTS, rows, verdict, words
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infobert_fast.evaluation.aside import aside
+from infobert_fast.aside import aside
 from infobert_fast.evaluation.information import Information
 
 __all__ = ["draw_information"]

@@ -11,10 +11,21 @@ import numpy as np
 from infobert_fast.data.tasks import Task
 from infobert_fast.evaluation.accuracy import Accuracy
 from infobert_fast.evaluation.information import Information
+from infobert_fast.metrics.calibration import auroc, brier, expected_calibration_error
 from infobert_fast.metrics.glue import METRICS, glue_scores
 from infobert_fast.metrics.squad import SquadScores
 
-__all__ = ["Result", "answered", "as_json", "as_markdown", "classified", "compare", "table"]
+__all__ = [
+    "Result",
+    "answered",
+    "as_json",
+    "as_markdown",
+    "classified",
+    "compare",
+    "markdown_table",
+    "table",
+    "told_apart",
+]
 
 
 @dataclass
@@ -39,14 +50,25 @@ class Result:
         return self.scores[self.measure]
 
 
-def classified(task: Task, predictions: np.ndarray, labels: np.ndarray, *, resamples: int = 1_000) -> Result:
-    """A classification or regression task's result.
+def classified(
+    task: Task,
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray | None = None,
+    *,
+    resamples: int = 1_000,
+) -> Result:
+    """A classification or regression task's result; with ``probabilities`` also how far they can be believed.
 
     The interval is Wilson's for accuracy and, for the other measures, the middle 95 % over bootstrap resamples of the
     examples (a fixed seed).
     """
     headline = task.metrics[0]
     scores = {name: 100 * value for name, value in glue_scores(task.metrics, predictions, labels).items()}
+    if probabilities is not None:
+        confidence = probabilities[np.arange(len(predictions)), predictions]
+        scores["calibration_error"] = 100 * expected_calibration_error(confidence, predictions == labels)
+        scores["brier"] = 100 * brier(probabilities, labels)
     if headline == "accuracy":
         low, high = Accuracy(int((predictions == labels).sum()), len(labels)).interval
     else:
@@ -54,6 +76,22 @@ def classified(task: Task, predictions: np.ndarray, labels: np.ndarray, *, resam
         draws = (random.integers(0, len(labels), len(labels)) for _ in range(resamples))
         low, high = np.quantile([METRICS[headline](predictions[i], labels[i]) for i in draws], [0.025, 0.975])
     return Result(len(labels), headline, scores, 100 * float(low), 100 * float(high))
+
+
+def told_apart(inside: np.ndarray, outside: np.ndarray, clean: str, *, resamples: int = 1_000) -> Result:
+    """How well a model's confidence tells foreign texts from its own (Hendrycks and Gimpel, ICLR 2017): AUROC.
+
+    The interval is the middle 95 % over bootstrap resamples of both sets.
+
+    Args:
+        inside, outside: of each example the probability of the model's answer.
+        clean: the name of the set that the first are of.
+    """
+    random = np.random.default_rng(0)
+    draws = ([random.choice(values, len(values)) for values in (inside, outside)] for _ in range(resamples))
+    low, high = np.quantile([auroc(*draw) for draw in draws], [0.025, 0.975])
+    scores = {"auroc": 100 * auroc(inside, outside)}
+    return Result(len(outside), "auroc", scores, 100 * float(low), 100 * float(high), clean=clean)
 
 
 def answered(scores: SquadScores) -> Result:
@@ -99,11 +137,14 @@ def table(results: Mapping[str, Result]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
 def as_markdown(title: str, results: Mapping[str, Result], notes: Sequence[str] = ()) -> str:
     """The table as a Markdown page."""
-    header, rows = table(results)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join([f"# {title}", "", *lines, "", *notes, ""])
+    return "\n".join([f"# {title}", "", *markdown_table(*table(results)), "", *notes, ""])
 
 
 def as_json(results: Mapping[str, Result]) -> dict[str, Any]:
@@ -113,8 +154,10 @@ def as_json(results: Mapping[str, Result]) -> dict[str, Any]:
         row: dict[str, Any] = {"examples": result.count, "measure": result.measure}
         row |= {key: value / 100 for key, value in result.scores.items()}
         row |= {"low": result.low / 100, "high": result.high / 100}
+        if result.clean is not None:
+            row["clean"] = result.clean
         if result.drop is not None:
-            row |= {"clean": result.clean, "drop": result.drop / 100}
+            row["drop"] = result.drop / 100
         if result.information is not None:
             row |= {f"information_{key}": value for key, value in vars(result.information).items() if value is not None}
         content[name] = row

@@ -1,1 +1,1 @@
-"""Scores from predictions and labels, as the benchmarks define them; NumPy alone."""
+"""Scores from predictions and labels, as the benchmarks define them, by NumPy and SciPy."""

@@ -10,6 +10,7 @@ from infobert_fast.data.mixtures import expand, task_of
 from infobert_fast.data.settings import read_yaml
 from infobert_fast.data.source import Source
 from infobert_fast.data.tasks import GLUE, NLI, NLI2, TASKS
+from infobert_fast.data.tokenization import tokenize
 
 PAIR = {"premise": "a cat sleeps", "hypothesis": "an animal sleeps", "label": "entailment"}
 TEXTS = {"sentence1": "a", "sentence2": "b"}
@@ -50,7 +51,7 @@ def test_a_mix_is_for_training():
 
 @pytest.mark.parametrize("again", [False, True])
 def test_the_dropped_are_counted_as_a_warning_every_time(jsonl, caplog, again):
-    path = jsonl(*pairs("e", "-", "-1", -1, "c"))
+    path = jsonl(*pairs("e", "-", "-1", -1.0, "c"))
     for _ in range(1 + again):  # the second comes from the cache
         caplog.clear()
         loaded = load_nli(path)
@@ -60,6 +61,16 @@ def test_the_dropped_are_counted_as_a_warning_every_time(jsonl, caplog, again):
     caplog.clear()
     assert [row["premise"] for row in stream(path)] == ["0", "4"]
     assert "dropped 3 of 5 examples" in caplog.text
+
+
+def test_sets_that_drop_the_same_rows_are_told_apart(jsonl, tokenizer):
+    """What is made of them has a name of its own in the cache."""
+    texts = ["the red box", "the blue cup of ben"]
+    rows = [[{**PAIR, "premise": text}, {**PAIR, "label": "-"}] for text in texts]
+    loaded = [load_nli(jsonl(*part, name=f"{i}.jsonl")) for i, part in enumerate(rows)]
+    assert loaded[0]._fingerprint != loaded[1]._fingerprint
+    found = [tokenize(part, tokenizer)["input_ids"][0] for part in loaded]
+    assert len(found[0]) != len(found[1])
 
 
 def test_nothing_is_said_where_nothing_is_dropped(jsonl, caplog):

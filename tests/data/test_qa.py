@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from infobert_fast.data.answers import AnswerReader
 from infobert_fast.data.qa import load_questions, windows
@@ -186,6 +187,41 @@ def test_answers_are_read_from_logits(squad, squad_tokenizer):
     assert len(short.predictions["three"].split()) <= 2
 
 
+def test_the_null_score_is_the_least_over_a_questions_windows(squad, squad_tokenizer):
+    questions = load_questions({"path": squad(), "limit": 1})
+    cut = windows(questions, squad_tokenizer, 22, 6)
+    count = len(cut)
+    assert count > 2
+    zeros = [np.zeros(row["length"]) for row in cut]
+    for least in range(count):
+        start = [row.copy() for row in zeros]
+        for number, row in enumerate(start):
+            row[0] = -7 if number == least else 3
+        answers = AnswerReader().read(questions, cut, start, zeros)
+        assert answers.null_odds["one"] == -7 - answers.n_best["one"][0].score
+
+
+def test_an_answer_may_be_as_long_as_allowed(squad, squad_tokenizer):
+    questions = load_questions(squad())
+    cut = windows(questions, squad_tokenizer, 60, 8)
+    at = CONTEXT.index("a very old turtle")
+    start, end = logits_for(cut, {0: (20, 23), 1: None, 2: (at, at + 17)})
+    for longest, whole in ((4, True), (3, False)):
+        found = AnswerReader(max_answer_length=longest).read(questions, cut, start, end).predictions["three"]
+        assert (found == "a very old turtle") == whole
+
+
+def test_of_a_text_that_stands_twice_the_better_score_counts(squad, squad_tokenizer):
+    questions = load_questions({"path": squad(), "limit": 1})
+    cut = windows(questions, squad_tokenizer, 60, 8)
+    (row,) = cut
+    start, end = np.zeros(row["length"]), np.zeros(row["length"])
+    for at, height in ((CONTEXT.index("box"), 4), (CONTEXT.rindex("box"), 3)):
+        start[row["starts"].index(at)] = end[row["ends"].index(at + 3)] = height
+    best = AnswerReader().read(questions, cut, [start], [end]).n_best["one"]
+    assert [(span.text, span.score) for span in best if span.text == "box"] == [("box", 8.0)]
+
+
 def test_no_end_before_its_start_and_nothing_outside_the_paragraph(squad, squad_tokenizer):
     questions = load_questions({"path": squad(), "limit": 1})
     cut = windows(questions, squad_tokenizer, 60, 8)
@@ -247,6 +283,7 @@ def test_empty_answers_are_none(jsonl, squad_tokenizer, text, start):
     [
         ((["fox", ""], [16, 0]), "has an empty answer beside 'fox'; leave one of them out"),
         (("jumps", -5), "has the answer 'jumps' at answer_start -5, where its context reads 'The q'"),
+        (("The", -5), "has the answer 'The' at answer_start -5"),
         (("fox", 15), "has the answer 'fox' at answer_start 15, where its context reads ' fo'; correct answer_start"),
         ((["fox"], ["16"]), "has the answer 'fox' at answer_start '16'; give a text and a whole number"),
         (([7], [16]), "has the answer 7 at answer_start 16; give a text"),
@@ -285,6 +322,26 @@ def test_a_character_without_a_token_costs_no_answer(jsonl, squad_tokenizer, at)
     context = f"The quick brown {text}"
     questions = load_questions(one_question(jsonl, text, 16, context))
     assert trained(windows(questions, tokenizer, 60, 8), context) == ["fox"]
+
+
+def test_a_sign_before_the_answer_is_not_trained(jsonl, squad_tokenizer):
+    context = "The quick brown .fox. jumps"
+    questions = load_questions(one_question(jsonl, "fox", 17, context))
+    assert trained(windows(questions, squad_tokenizer, 60, 8), context) == ["fox"]
+
+
+def test_a_letter_of_several_tokens_is_trained_whole(jsonl):
+    """Of a byte-level tokenizer, whose tokens of one letter cover the same characters."""
+    names = {name: i for i, name in enumerate(["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(names, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = [("<s>", 0), ("</s>", 1)]
+    backend.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+    context = "in \u65e5\u672c now"
+    (row,) = windows(load_questions(one_question(jsonl, "\u65e5\u672c", 3, context)), tokenizer, 60, 8)
+    assert trained([row], context) == ["\u65e5\u672c"]
+    assert row["end_positions"] - row["start_positions"] + 1 == 6  # three bytes each
 
 
 def test_fields_of_pairs_mean_nothing_to_questions(jsonl):

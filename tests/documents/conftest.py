@@ -39,13 +39,13 @@ PAIRS += ("DATA/mnli/dev_matched.jsonl", *(f"DATA/anli/test_r{n}.jsonl" for n in
 PAIRS += tuple(f"DATA/cad_nli/{name}.jsonl" for name in ("original_dev", "original_test"))
 PAIRS += tuple(f"DATA/cad_nli/revised_{name}_test.jsonl" for name in ("hypothesis", "premise"))
 PAIRS += ("DATA/textfooler_targets/snli.jsonl", "DATA/textfooler_targets/mnli_matched.jsonl")
-# A guard classifier, and what it reads.
-GUARDS = ("GUARD",)
-PROMPTS = ("prompts.jsonl",)
+# A guard classifier, and the encoder that it is made from; what they read is below.
+GUARDS = {"GUARD": "ModernBertForSequenceClassification", "answerdotai/ModernBERT-base": "ModernBertForMaskedLM"}
 # What `infobert attack` wrote, to train on.
 ATTACKED = ("attacked/dev.jsonl",)
 # Pairs that are entailed or not, by name and by words of its own.
 TWO_WAY = {"two.jsonl": ("entailment", "not_entailment"), "own.jsonl": ("yes", "no")}
+SAFETY = ("prompts.jsonl", "safety/train.jsonl", "safety/dev.jsonl")
 QUESTION_FILES = ("DATA/squad/train-v1.1.partial.json",)
 NEIGHBORS = ("neighbors.json", "DATA/synonyms/counterfitted_neighbors.json")
 # Datasets of the hub: those of the package's mixes and suites, and these.
@@ -93,7 +93,7 @@ def write_models(folder, tokenizer):
         labels = {"id2label": names, "label2id": {word: i for i, word in names.items()}} if "Sequence" in head else {}
         kind(kind.config_class(**sizes, **labels, pad_token_id=tokenizer.pad_token_id)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    for name in GUARDS:
+    for name, head in GUARDS.items():
         labels = {"id2label": {0: "safe", 1: "unsafe"}, "label2id": {"safe": 0, "unsafe": 1}}
         config = transformers.ModernBertConfig(
             vocab_size=len(tokenizer),
@@ -106,9 +106,9 @@ def write_models(folder, tokenizer):
             sep_token_id=tokenizer.sep_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            **labels,
+            **(labels if "Sequence" in head else {}),
         )
-        transformers.ModernBertForSequenceClassification(config).save_pretrained(folder / name)
+        getattr(transformers, head)(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 
 
@@ -124,7 +124,7 @@ def write_files(folder, pairs):
     squad = json.dumps({"data": [{"paragraphs": [{"context": qa["context"], "qas": [qa]} for qa in qas]}]})
     for name in PAIRS:
         write(folder / name, forms[Path(name).suffix])
-    for name in PROMPTS:
+    for name in SAFETY:
         lines = [{"text": row["premise"], "label": ("safe", "unsafe")[i % 2]} for i, row in enumerate(rows)]
         write(folder / name, json_lines(lines))
     for name in ATTACKED:
@@ -177,7 +177,7 @@ def write_hub(folder, pairs):
 
 def write_clone(folder):
     """What a clone of the repository has: the example, and benchmarks whose suites take no time; and their results."""
-    for name in ("examples/nli.yaml", "benchmarks/conftest.py", "benchmarks/measuring.py"):
+    for name in ("examples/nli.yaml", "examples/guard.yaml", "benchmarks/conftest.py", "benchmarks/measuring.py"):
         write(folder / name, (ROOT / name).read_text(encoding="utf-8"))
     shutil.copy(folder / "examples/nli.yaml", folder / "CONFIG.yaml")
     for suite in ("info_nce", "step"):

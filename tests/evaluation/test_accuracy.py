@@ -6,6 +6,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from infobert_fast.data.corpora import load_nli
 from infobert_fast.data.tasks import NLI2, TASKS
+from infobert_fast.evaluation import scoring
 from infobert_fast.evaluation.accuracy import Accuracy, evaluate, label_order, output_order, predict, predictions
 from infobert_fast.evaluation.batches import token_batches
 from infobert_fast.evaluation.scoring import probabilities
@@ -92,6 +93,14 @@ def test_three_relations_answer_a_set_of_two(model, tokenizer, corpus):
     with pytest.raises(ValueError, match="tells 3 classes apart and nli2 2, so that no output's loss"):
         output_order(model, NLI2)
     assert output_order(model).tolist() == [1, 2, 0]
+
+
+def test_an_attack_asks_for_the_most_probable_output_too(model, tokenizer, monkeypatch):
+    """Neither of the two others is as probable as entailment, though together they are more so."""
+    monkeypatch.setattr(scoring, "_rows", lambda *_: np.log([[0.4, 0.3, 0.3], [0.3, 0.3, 0.4]]))
+    found = probabilities(model, tokenizer, [("a", "b")] * 2, task=NLI2)
+    np.testing.assert_allclose(found, [[4 / 7, 3 / 7], [3 / 7, 4 / 7]])
+    np.testing.assert_allclose(probabilities(model, tokenizer, [("a", "b")] * 2)[0], [0.4, 0.3, 0.3])
 
 
 @pytest.mark.parametrize(

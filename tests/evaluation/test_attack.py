@@ -28,6 +28,7 @@ WEIGHTS = {
     "flick": -1.0,
     "bad": -2.0,
     "awful": -0.1,
+    "worst": -5.0,
 }
 NEIGHBORS = {"good": ["fine", "decent"], "film": ["movie", "flick"], "the": ["a"]}
 
@@ -55,6 +56,16 @@ def alone(text, label, limits=None, neighbors=NEIGHBORS):
 def test_the_most_important_word_goes_first_and_the_others_follow():
     # "good" weighs most: "decent" leaves it least and is kept; then "flick" turns the sum.
     assert alone("The Good film.", 1) == Outcome("fooled", "The Decent flick.", 0, 1 + 2 + 2 + 2, 2, 3)
+
+
+def test_the_order_is_that_of_importance_not_of_the_text():
+    assert alone("film good", 1, Limits(max_changed=0.5), {"film": ["movie"], "good": ["bad"]}).text == "film bad"
+
+
+def test_a_change_without_a_gain_is_not_kept():
+    """The word without weight is tried first; nothing is won by it, and it stays as it was."""
+    neighbors = {"plot": ["story"], "bad": ["worst"]}
+    assert alone("good good bad plot", 1, neighbors=neighbors).text == "good good worst plot"
 
 
 def test_one_word_that_suffices_is_not_followed_by_another():

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import stats
 from transformers import AutoModelForQuestionAnswering, BertConfig, BertForQuestionAnswering
 
 from infobert_fast import cli
@@ -16,6 +17,7 @@ from infobert_fast.data.tasks import NLI, TASKS
 from infobert_fast.evaluation.information import Information
 from infobert_fast.evaluation.report import answered, as_json, as_markdown, classified, compare, table
 from infobert_fast.evaluation.suite import SUITES, resolve
+from infobert_fast.metrics.glue import pearson
 from infobert_fast.metrics.squad import squad_scores
 
 
@@ -130,6 +132,13 @@ def test_other_measures_have_bootstrap_intervals():
     z = np.arctanh(result.value / 100)
     low, high = (100 * np.tanh(z + s * 1.96 / np.sqrt(197)) for s in (-1, 1))
     assert (result.low, result.high) == (pytest.approx(low, abs=3), pytest.approx(high, abs=3))
+    asked = {"paired": True, "vectorized": False, "method": "percentile", "n_resamples": 2_000}
+    found = stats.bootstrap((noisy, labels), pearson, rng=np.random.default_rng(1), **asked).confidence_interval
+    # The middle 90 % would be 2.2 narrower.
+    assert (result.low, result.high) == (
+        pytest.approx(100 * found.low, abs=0.8),
+        pytest.approx(100 * found.high, abs=0.8),
+    )
     assert classified(TASKS["stsb"], noisy, labels) == result  # from run to run
 
 
@@ -253,7 +262,7 @@ def test_scores_are_not_lost_with_the_bounds(nli_folder, tmp_path, monkeypatch):
     def fails(*args, **settings):
         raise ValueError("no token of a batch is an anchor")
 
-    monkeypatch.setattr("infobert_fast.cli.evaluate.measure_each", fails)
+    monkeypatch.setattr("infobert_fast.cli.evaluation.measure_each", fails)
     command = ["evaluate", str(nli_folder / "model"), "--data", f"t={nli_folder / 'test.jsonl'}", "--limit", "4"]
     with pytest.raises(ValueError, match="no token"):
         cli.main([*command, "--information", str(nli_folder / "train.jsonl"), "--output", str(tmp_path / "r.json")])
@@ -331,7 +340,8 @@ def test_names_that_say_nothing_are_given_by_hand(nli_folder, tmp_path, capsys):
     assert cli.main(["evaluate", model, *data]) == 2
     assert "name what it does, --task, and --model_labels, what they mean" in capsys.readouterr().err
     (tmp_path / "n.json").write_text("{}")
-    for command in (["evaluate", "--task", "nli"], ["explain"], ["attack", "--neighbors", str(tmp_path / "n.json")]):
+    nli, words = ["--task", "nli"], ["--neighbors", str(tmp_path / "n.json")]
+    for command in (["evaluate", *nli], ["explain"], ["attack", *nli, *words]):
         assert cli.main([command[0], model, *command[1:], *data]) == 2
         assert "are called LABEL_0, LABEL_1, LABEL_2, which says nothing of them" in capsys.readouterr().err
     named = ["--model_labels", "entailment", "neutral", "contradiction"]

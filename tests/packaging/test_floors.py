@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # what stands on any floor (test_cold_import.py sees to it that it fetches the upper ones only when asked), and who
 # stands inside does not go through it.
 MATHEMATICS = [
-    {"infobert_fast.kernels", "infobert_fast.checks"},
+    {"infobert_fast.kernels", "infobert_fast.checks", "infobert_fast.aside"},
     {"infobert_fast.reference"},
     {"infobert_fast.functional"},
     {"infobert_fast.estimators"},
@@ -23,7 +23,7 @@ MATHEMATICS = [
 ]
 FLOORS = [
     *MATHEMATICS,
-    {"infobert_fast.data", "infobert_fast.metrics"},
+    {"infobert_fast.data", "infobert_fast.metrics", "infobert_fast.card"},
     {"infobert_fast.training"},
     {"infobert_fast.evaluation"},
     {"infobert_fast"},
