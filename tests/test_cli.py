@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
@@ -169,6 +170,10 @@ def test_train_then_evaluate(nli_folder, tmp_path, capsys):
     )
     assert list(out.rglob("events.*"))
     accuracy = json.loads((out / "all_results.json").read_text())["eval_clean_accuracy"]
+    card = ModelCard.load(out / "README.md")
+    assert "adversarial-robustness" in card.data.tags
+    assert "| adv_steps |" in card.text
+    assert f"| eval_clean_accuracy | {accuracy:.4g} |" in card.text
 
     results = tmp_path / "deep" / "results.json"
     command = ["evaluate", str(out), "--data", f"clean={nli_folder / 'test.jsonl'}", "--output", str(results)]

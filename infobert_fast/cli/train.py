@@ -15,6 +15,8 @@ from rich.table import Table
 from transformers import HfArgumentParser
 
 from infobert_fast import checks
+from infobert_fast.card import trained_card
+from infobert_fast.data.mixtures import task_of
 from infobert_fast.data.settings import read_yaml
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
 from infobert_fast.training.engines.ready import has_own_precision, with_ready_files
@@ -26,6 +28,12 @@ from infobert_fast.training.trainer import InfoBertTrainer
 __all__ = ["parse_training", "prepare"]
 
 DRY_RUN = "--dry_run"
+# What a model's card says of its training.
+ON_THE_CARD = (
+    *("objective", "version", "alpha", "beta", "cl", "ch", "adv_lr", "adv_init_mag", "adv_max_norm", "adv_steps"),
+    *("norm_type", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"),
+    *("num_train_epochs", "max_steps", "seed"),
+)
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -79,7 +87,28 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     if dry:
         return lambda: _show_plan(trainer, data_args.max_length)
     args.resume_from_checkpoint = trainer.checkpoint_of(args.resume_from_checkpoint)
-    return lambda: console.print(throughput_line(train(trainer)), markup=False, highlight=False, soft_wrap=True)
+    return lambda: _train(trainer, model_args, data_args, console)
+
+
+def _train(trainer: InfoBertTrainer, model_args: ModelArguments, data_args: DataArguments, console: Console) -> None:
+    """Train, and write into the folder's card how."""
+    metrics = train(trainer)
+    if trainer.args.should_save:
+        used = {"trained on": data_args.train_data, "evaluated on": data_args.eval_data}
+        trained_card(
+            Path(cast(str, trainer.args.output_dir)),
+            task=data_args.task or task_of(data_args.train_data),
+            base_model=model_args.model_name_or_path,
+            data={use: [_named(source) for source in sources] for use, sources in used.items()},
+            settings={name: getattr(trainer.args, name) for name in ON_THE_CARD},
+            metrics={name: f"{value:.4g}" for name, value in metrics.items() if name.startswith("eval_")},
+        )
+    console.print(throughput_line(metrics), markup=False, highlight=False, soft_wrap=True)
+
+
+def _named(source: Any) -> str:
+    """A source as it was given, in a few words."""
+    return source if isinstance(source, str) else str(source.get("name") or source.get("path"))
 
 
 def _show_plan(trainer: InfoBertTrainer, max_length: int) -> None:
