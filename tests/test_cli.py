@@ -79,6 +79,15 @@ def test_deepspeed_configurations_by_name(tmp_path, capsys):
     )
 
 
+def test_fsdp2_configurations_by_name(tmp_path, capsys):
+    args = train.parse_training(["--fsdp_config", "fsdp2_keep", "--output_dir", str(tmp_path), "--use_cpu", "True"])[2]
+    assert args.fsdp
+    assert args.fsdp_plugin_args["fsdp_version"] == 2
+    assert not args.fsdp_plugin_args["reshard_after_forward"]
+    assert main(["train", "--fsdp_config", "fsdp9"]) == 2
+    assert "`fsdp_config` was 'fsdp9', which is no file; ready ones are fsdp2, fsdp2_keep" in capsys.readouterr().err
+
+
 def test_deepspeeds_launcher_may_name_the_rank_first(capsys):
     assert main(["--local_rank=0", "--help"]) == 0
     assert "evaluate MODEL" in capsys.readouterr().out

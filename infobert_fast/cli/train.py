@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from infobert_fast import checks
 from infobert_fast.data.settings import read_yaml
 from infobert_fast.training.arguments import InfoBertArguments, decided_by
+from infobert_fast.training.engines.ready import has_own_precision, with_ready_files
 from infobert_fast.training.plan import plan_of
 from infobert_fast.training.run import DataArguments, ModelArguments, build_trainer, train
 from infobert_fast.training.throughput import throughput_line
@@ -50,13 +51,7 @@ def parse_training(arguments: Sequence[str]) -> tuple[ModelArguments, DataArgume
         file = {name: value for name, value in file.items() if name not in decided_by(given["objective"])}
     settings = file | given
     settings = _defaults(settings) | settings
-    if isinstance(engine := settings.get("deepspeed"), str) and not Path(engine).is_file():
-        packaged = CONFIGS / "deepspeed" / f"{engine}.json"
-        if not packaged.is_file():
-            names = sorted(path.stem for path in packaged.parent.glob("*.json"))
-            raise FileNotFoundError(f"`deepspeed` was {engine!r}, which is no file; ready ones are {', '.join(names)}")
-        settings["deepspeed"] = str(packaged)
-    model_args, data_args, args = parser.parse_dict(settings)
+    model_args, data_args, args = parser.parse_dict(with_ready_files(settings))
     return cast(ModelArguments, model_args), cast(DataArguments, data_args), cast(InfoBertArguments, args)
 
 
@@ -121,7 +116,7 @@ def _defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
         # Another precision, a CPU or an engine with its own autocast would contradict it.
-        "bf16": not any(chosen.get(name) for name in ("fp16", "use_cpu", "deepspeed"))
+        "bf16": not (chosen.get("fp16") or chosen.get("use_cpu") or has_own_precision(chosen))
         and torch.cuda.is_available()
         and torch.cuda.is_bf16_supported(),
     }

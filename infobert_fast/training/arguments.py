@@ -17,6 +17,7 @@ from infobert_fast.regularizers import (
     Partners,
     Sampling,
 )
+from infobert_fast.training.engines.ready import check_arguments, settle_arguments
 from infobert_fast.training.models.feature import FEATURES, Feature
 from infobert_fast.training.reliability.guard import Nonfinite
 from infobert_fast.training.steps.infobert import AnchorSource
@@ -192,11 +193,6 @@ class InfoBertArguments(TrainingArguments):
         default=False,
         metadata={"help": "Replace NaN losses in the logs; off, since it hides them and waits for the device."},
     )
-    # The critic works outside the wrapped forward, where DistributedDataParallel would take its weights for unused.
-    ddp_find_unused_parameters: bool | None = field(
-        default=False,
-        metadata={"help": "Must stay False where anchored features are used under DistributedDataParallel."},
-    )
 
     def __post_init__(self) -> None:
         self._chosen: dict[str, Any] = {}  # arguments of OPEN that `objective` decides, not the user
@@ -205,6 +201,7 @@ class InfoBertArguments(TrainingArguments):
             # On a GPU the stock Trainer would turn TF32 on for the process: the critic's exact float32 would not be,
             # and Inductor of some releases fails at how it is turned on.
             self.tf32 = False
+        settle_arguments(self)
         super().__post_init__()
         self.check()
 
@@ -302,12 +299,7 @@ class InfoBertArguments(TrainingArguments):
                 f"`critic_checkpoint` was {self.critic_checkpoint!r} with `version` {self.version}, which has no "
                 f"critic: leave it unset, or use version {', '.join(map(str, AFR_VERSIONS))}"
             )
-        # None lets the Trainer choose, and it chooses True.
-        if self.ddp_find_unused_parameters is not False and self.version in AFR_VERSIONS:
-            raise ValueError(
-                f"`ddp_find_unused_parameters` was {self.ddp_find_unused_parameters} with `version` {self.version}; "
-                f"DistributedDataParallel would take the critic for unused: leave it False"
-            )
+        check_arguments(self, critic=self.version in AFR_VERSIONS)
         checkpointing = self.gradient_checkpointing_kwargs  # a dict by now: TrainingArguments has parsed it
         if self.gradient_checkpointing and isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ValueError(

@@ -297,8 +297,9 @@ class InfoBertTrainer(ReliableTrainer):
         return step_seed(self.args.seed, self.args.process_index, *self._place)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; the model's forward knows no ``lengths``."""
-        return super().prediction_step(model, _for_the_model(inputs), *args, **kwargs)
+        """As the Trainer's, in the precision of the training; the model's forward knows no ``lengths``."""
+        with runner_type(self.accelerator).autocast(self.accelerator):
+            return super().prediction_step(model, _for_the_model(inputs), *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the loss, averaged over ranks, to a training log line."""

@@ -1,12 +1,12 @@
 """Kill a training with SIGKILL again and again; it must end as the one that nobody disturbed, to the last bit.
 
-    python kill.py OUT [--engine one|ddp|zero2] [--kills 30] [--steps 240] [--seed 0]
+    python kill.py OUT [--engine one|ddp|fsdp2|zero2] [--kills 30] [--steps 240] [--seed 0]
 
 Every second kill comes at a random moment, the others at a random file operation within the writing or deleting of a
-checkpoint. On two ranks one of them is killed at random; under
-DistributedDataParallel the other must end by itself, while DeepSpeed's, which waits in shared memory for ever on CPUs,
-is ended as a launcher would. Prints a report as JSON; the exit status is 1 if anything differs. Runs are forked from
-this process, which has imported everything, so that a start takes a fraction of a second.
+checkpoint. On two ranks one of them is killed at random; under DistributedDataParallel and FSDP2 the other must end by
+itself, while DeepSpeed's, which waits in shared memory for ever on CPUs, is ended as a launcher would. Prints a report
+as JSON; the exit status is 1 if anything differs. Runs are forked from this process, which has imported everything, so
+that a start takes a fraction of a second.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging
@@ -29,7 +31,8 @@ from transformers.utils import logging
 from infobert_fast import InfoBertArguments, InfoBertTrainer
 from infobert_fast.training.reliability import checkpoints
 
-ENGINES = {"one": 1, "ddp": 2, "zero2": 2}
+ENGINES = {"one": 1, "ddp": 2, "fsdp2": 2, "zero2": 2}
+CONFIGS = files("infobert_fast") / "configs"
 PATIENCE = 60  # seconds
 
 
@@ -71,8 +74,12 @@ def train(out, engine, steps):
         adv_lr=0.3,
         adv_init_mag=0.5,
         adv_steps=2,
-        deepspeed=str(files("infobert_fast") / "configs" / "deepspeed" / "zero2.json") if engine == "zero2" else None,
+        deepspeed=str(CONFIGS / "deepspeed" / "zero2.json") if engine == "zero2" else None,
+        fsdp=engine == "fsdp2" or None,
+        fsdp_config=str(CONFIGS / "fsdp" / "fsdp2.json") if engine == "fsdp2" else None,
     )
+    if engine == "fsdp2":  # or accelerate, which shards on devices alone, would take DistributedDataParallel
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     numbers = np.random.RandomState(0)
     examples = [
         {"input_ids": numbers.randint(3, 60, size=n).tolist(), "labels": int(numbers.randint(3))}

@@ -1,6 +1,6 @@
 """A script of tiny trainings: run alone, or by torchrun under one engine after the other.
 
-    python ranks.py OUT RANKS ENGINE... [--grid | --nonfinite]     ENGINE: one, ddp, or a DeepSpeed file of the package
+    python ranks.py OUT RANKS ENGINE... [--grid | --nonfinite]     ENGINE: one, ddp, or an engine's file in the package
 
 RANKS is how many ranks' data one optimisation step sees. Run alone with the engine "one", one process plays them all:
 the ranks' micro-batches follow each other in its accumulation, or, where a scenario asks for it, stand in one joint
@@ -19,7 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.tensor import DTensor
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
 from infobert_fast import InfoBertArguments, InfoBertTrainer
@@ -31,8 +34,8 @@ GRADIENT = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}  # param
 INFOBERT = {"critic_hidden_dim": 20, "cl": 0.5, "ch": 0.9, "alpha": 0.3, "beta": 0.05, "adv_lr": 0.3,
     "adv_init_mag": 0.5}  # fmt: skip
 GRID = list(product((-1, 3, 6), (1, 3), (1, 2)))  # version, adv_steps, accumulation
-BRIEF = ("zero1", "zero2_offload")  # in the suite, engines that go through the same lines as zero2
-SUITE = dict.fromkeys(BRIEF, GRID[-3:]) | {"zero3": GRID[1::2]}  # stage 3 is slow: its cases with accumulation
+BRIEF = ("fsdp2_keep", "zero1", "zero2_offload")  # in the suite, engines that go through the same lines as others
+SUITE = dict.fromkeys(BRIEF, GRID[-3:]) | dict.fromkeys(("fsdp2", "zero3"), GRID[1::2])  # slow: with accumulation
 
 
 def make_model(dropout):
@@ -72,6 +75,15 @@ def pad(examples):
     }
 
 
+def engine_settings(engine):
+    """What asks transformers for an engine."""
+    if engine in ("one", "ddp"):
+        return {}
+    if engine.startswith("fsdp2"):
+        return {"fsdp": True, "fsdp_config": str(files("infobert_fast") / "configs" / "fsdp" / f"{engine}.json")}
+    return {"deepspeed": configuration(engine)}
+
+
 def configuration(engine):
     """The package's DeepSpeed file, with bounds so small that this model's weights are really cut up and freed."""
     name = engine.replace("zero0", "zero1")  # which needs no file of its own
@@ -93,19 +105,25 @@ def configuration(engine):
 class Traffic:
     """Elements of gradients that this process sends: what goes into ``torch.distributed``'s sums while it watches."""
 
-    SUMS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
+    SUMS = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor", "reduce_scatter_single")
 
     def __init__(self):
         self.elements, self.watching = dict.fromkeys(self.SUMS, 0), False
         for name in self.SUMS:  # before DeepSpeed is imported, which keeps these functions
-            setattr(torch.distributed, name, self._counting(name, getattr(torch.distributed, name)))
+            if hasattr(torch.distributed, name):  # the last one is new
+                setattr(torch.distributed, name, self._counting(name, getattr(torch.distributed, name)))
 
     def _counting(self, name, original):
         def counted(*args, **kwargs):
             tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
-            if self.watching:
-                self.elements[name] += max(tensor.numel() for tensor in tensors)
-            return original(*args, **kwargs)
+            if not self.watching:
+                return original(*args, **kwargs)
+            self.elements[name] += max(tensor.numel() for tensor in tensors)
+            self.watching = False  # one of these functions may call another
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.watching = True
 
         return counted
 
@@ -179,14 +197,15 @@ class OneForAll(InfoBertTrainer):
 
 
 def weights(model):
-    """Copies of all parameters, whole under ZeRO-3 too."""
+    """Copies of all parameters, whole where an engine has cut them up."""
     context = contextlib.nullcontext()
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         import deepspeed
 
         context = deepspeed.zero.GatheredParameters(list(model.parameters()))
     with context:
-        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return {name: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for name, v in values.items()}
 
 
 def build(engine, name, out, ranks, *, examples, joint=False, dropout=0.0, accumulation=1, **settings):
@@ -196,8 +215,6 @@ def build(engine, name, out, ranks, *, examples, joint=False, dropout=0.0, accum
     model = make_model(dropout)
     if objective != "infobert" or settings.get("version", 6) not in (4, 5, 6):
         del model.mi_estimator
-    if engine not in ("one", "ddp"):
-        settings.setdefault("deepspeed", configuration(engine))
     settings = {
         "use_cpu": True,
         "per_device_train_batch_size": BATCH * (played if joint else 1),
@@ -211,11 +228,16 @@ def build(engine, name, out, ranks, *, examples, joint=False, dropout=0.0, accum
         **(INFOBERT if objective == "infobert" else {}),
         "lr_scheduler_type": "constant",
         **GRADIENT,
+        **engine_settings(engine),
         **settings,
     }
     watch = Watch()
     args = InfoBertArguments(str(out / f"{engine}-{name}"), **settings)
-    trainer = OneForAll(model, args, train_dataset=examples, data_collator=pad, callbacks=[watch])
+    if engine.startswith("fsdp2"):  # or accelerate, which shards on devices alone, would take DistributedDataParallel
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    trainer = OneForAll(
+        model, args, train_dataset=examples, eval_dataset=examples[:6], data_collator=pad, callbacks=[watch]
+    )
     trainer.played = played
     watch.attach(trainer)
     return trainer, watch
@@ -298,6 +320,7 @@ def scenarios(engine, out, ranks):
     common = {"engine": engine, "out": out, "ranks": ranks}
     group = BATCH * ranks
     run(name="clipped", **common, examples=make_examples(group), adv_steps=2, max_grad_norm=0.1)
+    run(name="checkpointing", **common, examples=make_examples(group), adv_steps=2, gradient_checkpointing=True)
     if engine != "one":
         half(engine, out, ranks, "bfloat16")
         run(name="twenty", **common, examples=make_examples(20 * group), dropout=0.2, adv_steps=2, max_grad_norm=1.0,
@@ -319,7 +342,6 @@ def scenarios(engine, out, ranks):
     run(name="all", **common, examples=make_examples(2 * group), negatives="all", ib_partners="all", adv_steps=2,
         accumulation=2, **{**joint, "version": 6})  # fmt: skip
     run(name="packed", **common, examples=make_examples(group), adv_steps=2, packing=True)
-    run(name="checkpointing", **common, examples=make_examples(group), adv_steps=2, gradient_checkpointing=True)
     # The likelihood's gradient is the joint batch's where all ranks have as many tokens; without beta, all else is too.
     run(name="club", **common, examples=make_examples(3 * group, [6] * (3 * group)), joint=True, adv_init_mag=0.0,
         version=1, adv_steps=2, beta=0.0, **{**adam, "optim": "sgd"})  # fmt: skip
@@ -329,10 +351,33 @@ def scenarios(engine, out, ranks):
                 ib_max_length=12, adv_steps=2, **adam)  # fmt: skip
 
 
+def sharded(engine, out, ranks):
+    """What only an engine that shards through transformers' own arguments can be asked."""
+    common = {"engine": engine, "out": out, "ranks": ranks, "adv_steps": 3}
+    # As the case v6K3a2, asked for in other ways: a reduction in every pass; an accelerate file, which sets variables.
+    again = {"examples": make_examples(2 * BATCH * ranks), "accumulation": 2}
+    each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    run(name="each", **common, **again, accelerator_config=each)
+    file = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+    }
+    os.environ |= file
+    run(name="file", **common, **again, fsdp=None, fsdp_config=None)
+    for name in file:
+        del os.environ[name]
+    for name, checkpointing in (("dropout", False), ("recomputed", True)):
+        run(name=name, **common, examples=make_examples(BATCH * ranks), dropout=0.3,
+            gradient_checkpointing=checkpointing)  # fmt: skip
+
+
 def half(engine, out, ranks, dtype):
     """One step in autocast; its gradient is compared between engines."""
     settings = {"examples": make_examples(BATCH * ranks), "adv_steps": 2}
-    if engine == "ddp":
+    if engine == "ddp" or engine.startswith("fsdp2"):
         settings["bf16"] = True
     else:
         config = configuration(f"{engine}_bf16")
@@ -390,8 +435,10 @@ def main():
         grid(engine, args.out, args.ranks, GRID if args.grid else SUITE.get(engine, GRID))
         if not args.grid:
             scenarios(engine, args.out, args.ranks)
-            if engine in ("zero2", "zero3"):
+            if engine in ("fsdp2", "zero2", "zero3"):
                 resumed(engine, args.out, args.ranks)
+            if engine == "fsdp2":
+                sharded(engine, args.out, args.ranks)
     # Last, for DeepSpeed keeps the loss scaler for every later engine of a process.
     for engine in args.engines if not args.grid else ():
         if engine in ("zero2", "zero3"):

@@ -91,9 +91,9 @@ from infobert_fast.training.steps.smoothness import R3F, SMART, RDrop, Smoothnes
         ),
         (
             {"ddp_find_unused_parameters": True},
-            "`ddp_find_unused_parameters` was True with `version` 6; .* leave it False",
+            "`ddp_find_unused_parameters` was True with `version` 6; .* leave it unset",
         ),
-        ({"ddp_find_unused_parameters": None}, "`ddp_find_unused_parameters` was None with `version` 6"),
+        ({"fsdp_config": {"version": 2}}, "`fsdp_config` was set and `fsdp` was not"),
         (
             {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
             "asked for use_reentrant=True; .* use {'use_reentrant': False}",

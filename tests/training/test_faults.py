@@ -53,7 +53,9 @@ def names(folder):
 # ---- killed
 
 
-@pytest.mark.parametrize(("engine", "kills", "steps"), [("one", 3, 30), ("ddp", 2, 20), ("zero2", 2, 16)])
+@pytest.mark.parametrize(
+    ("engine", "kills", "steps"), [("one", 3, 30), ("ddp", 2, 20), ("fsdp2", 2, 16), ("zero2", 2, 16)]
+)
 def test_a_run_that_is_killed_ends_as_the_undisturbed_one(tmp_path, engine, kills, steps):
     """By SIGKILL, within the writing of a checkpoint and between; on two ranks the survivor does not wait for ever."""
     script = Path(__file__).with_name("kill.py")

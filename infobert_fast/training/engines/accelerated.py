@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.models.forward import PerturbedModel
@@ -28,6 +30,20 @@ class AcceleratedRunner(Runner):
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process, which would mean nn.DataParallel; launch one process "
                 f"per GPU (torchrun --nproc_per_node {args.n_gpu} ...), or set CUDA_VISIBLE_DEVICES to one of them"
+            )
+
+        if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+            raise ValueError(
+                "`fsdp` was set, and accelerate shards no model here: it needs devices and a process for each; launch "
+                "with torchrun --nproc_per_node N, or leave `fsdp` unset"
+            )
+
+    @classmethod
+    def prepare(cls, model: nn.Module, accelerator: Any) -> None:
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise ValueError(
+                "`model` was cut up over ranks as it was loaded (`distributed_config`), and the critic was not: load "
+                "it whole, and set `fsdp`, which cuts up both"
             )
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from infobert_fast.training.engines.accelerated import AcceleratedRunner
 from infobert_fast.training.engines.deepspeed import DeepSpeedRunner
+from infobert_fast.training.engines.fsdp2 import Fsdp2Runner, reduces_each_pass
 from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.models.forward import PerturbedModel
 
@@ -15,17 +19,11 @@ __all__ = ["runner_for", "runner_type"]
 
 
 def runner_type(accelerator: Accelerator) -> type[Runner]:
-    """The engine that ``accelerator`` was set up for.
-
-    Raises:
-        ValueError: for an engine without a runner.
-    """
+    """The engine that ``accelerator`` was set up for."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return DeepSpeedRunner
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError(
-            "`fsdp` is set; the input gradient does not pass through FSDP's hooks: use DDP or DeepSpeed ZeRO-2 or 3"
-        )
+        return Fsdp2Runner
     return AcceleratedRunner
 
 
@@ -34,4 +32,12 @@ def runner_for(accelerator: Accelerator, model: PerturbedModel, wrapped: nn.Modu
     kind = runner_type(accelerator)
     if kind is DeepSpeedRunner:
         return DeepSpeedRunner(model, wrapped, lambda: accelerator.sync_gradients)
-    return kind(model, wrapped, accelerator)  # type: ignore[call-arg]
+    if kind is Fsdp2Runner:
+        return Fsdp2Runner(
+            model,
+            cast(FSDPModule, wrapped),
+            lambda: accelerator.sync_gradients,
+            accelerator.autocast,
+            reduces_each_pass(accelerator),
+        )
+    return AcceleratedRunner(model, wrapped, accelerator)

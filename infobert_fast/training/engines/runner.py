@@ -54,6 +54,16 @@ class Runner:
         """Over how many ranks weights, gradients and the optimiser's state are each cut up."""
         return (1, 1, 1)
 
+    @classmethod
+    def autocast(cls, accelerator: Any) -> contextlib.AbstractContextManager[Any]:
+        """A context to evaluate the wrapped model in, where the engine does not see to the precision itself."""
+        return contextlib.nullcontext()
+
+    @classmethod
+    def class_of(cls, model: nn.Module) -> type[nn.Module]:
+        """The model's own class, which an engine may have replaced by one of its making."""
+        return type(model)
+
     # Within a pass.
 
     def forward(self, batch: Batch, delta: Tensor | None = None) -> Pass:
@@ -72,6 +82,10 @@ class Runner:
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times a float16 loss scaler's factor, so that an input gradient does not underflow."""
         return loss
+
+    def input_gradient(self, loss: Tensor, delta: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """The scaled loss's gradient with respect to delta, and no weight's."""
+        return torch.autograd.grad(self.scale(loss), delta, retain_graph=keep_graph)[0]
 
     def deferred(self) -> contextlib.AbstractContextManager[Any]:
         """A context for every pass but the last of a step: gradients are not reduced over ranks in it."""

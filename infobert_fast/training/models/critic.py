@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import AutoConfig, PreTrainedModel
 
 from infobert_fast.estimators import InfoNCE
@@ -87,7 +88,7 @@ def load_critic(critic: InfoNCE, source: str | Path) -> bool:
             f"the critic in {source} has shapes {actual}; this run's has {expected}: set `critic_hidden_dim` and the "
             f"model as in the run that wrote it, or remove its weights"
         )
-    critic.load_state_dict(found)
+    set_model_state_dict(critic, found, options=StateDictOptions(full_state_dict=True))  # of a sharded critic too
     return True
 
 

@@ -117,8 +117,9 @@ class ReliableTrainer(Trainer):
         return self._found
 
     def _record(self) -> dict[str, Any]:
-        engine = runner_type(self.accelerator).describe(self.accelerator)
-        return run_record(self.args, self.model, self.train_dataset, engine)
+        engine = runner_type(self.accelerator)
+        name = engine.class_of(self.model).__name__
+        return run_record(self.args, self.model, name, self.train_dataset, engine.describe(self.accelerator))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer's, into a temporary folder, which becomes the checkpoint when all ranks have written."""

@@ -37,16 +37,17 @@ FREE = {
     "resume_with_changes",
     "critic_checkpoint",
     "logging_nan_inf_filter",
-    "ddp_find_unused_parameters",
     "peak_tflops",
     "profile_regularizers",
 }
 PROBES = 32  # examples read to tell one dataset from another
 
 
-def run_record(args: InfoBertArguments, model: PreTrainedModel, dataset: Any, engine: str) -> dict[str, Any]:
+def run_record(
+    args: InfoBertArguments, model: PreTrainedModel, model_class: str, dataset: Any, engine: str
+) -> dict[str, Any]:
     """What a checkpoint's manifest says of its run: ``run``, on which the results depend, and ``environment``, on which
-    their last bits may.
+    their last bits may. ``model_class`` is the model's class before an engine wrapped it.
     """
     settings = args.to_dict()
     names = [*STOCK, *(name for name in InfoBertArguments.__annotations__ if name not in FREE)]
@@ -61,7 +62,7 @@ def run_record(args: InfoBertArguments, model: PreTrainedModel, dataset: Any, en
             "world_size": args.world_size,
             "engine": engine,
             "arguments": {name: settings[name] for name in names if name in settings},
-            "model": {"class": type(model).__name__, "config": config},
+            "model": {"class": model_class, "config": config},
             "train_dataset": _describe(dataset, args.device),
         },
         "environment": {

@@ -110,7 +110,7 @@ def infobert_step(objective: Objective, batch: Batch, runner: Runner, seed: int)
     def gradient(loss: Tensor, *, keep_graph: bool) -> Tensor:
         """dL1 / d delta, and no weight's gradient."""
         assert delta is not None
-        return torch.autograd.grad(runner.scale(loss / passes), delta, retain_graph=keep_graph)[0]
+        return runner.input_gradient(loss / passes, delta, keep_graph=keep_graph)
 
     for k in range(passes):
         last, clean = k == passes - 1, k == 0 and adversary.clean_pass

@@ -228,7 +228,7 @@ def _perturbation(
         delta.requires_grad_()
         # The mean over the batch would make a sentence's step depend on how many others there are.
         value = divergence(again(delta).logits, target, objective.kind) * len(delta)
-        (grad,) = torch.autograd.grad(runner.scale(value), delta)
+        grad = runner.input_gradient(value, delta)
         delta = (delta.detach() + method.step_size * grad / unit).clamp(-method.epsilon, method.epsilon)
         delta = delta.masked_fill(padding, 0)
     return delta
