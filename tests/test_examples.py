@@ -27,14 +27,16 @@ def test_the_swap_changes_the_time_and_not_the_losses():
     assert float(re.search(r"ratio (\S+)", printed)[1]) > 2
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_loop_trains_on_two_ranks(tmp_path, stage):
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", "zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "zero3"))]
+)
+def test_the_loop_trains_on_two_ranks(tmp_path, engine):
     from transformers import AutoModelForSequenceClassification
 
-    script = EXAMPLES / "deepspeed_loop.py"
-    assert len(script.read_text().splitlines()) <= 150
+    script = EXAMPLES / "own_loop.py"
+    assert len(script.read_text().splitlines()) <= 180
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = ["--stage", stage, "--steps", 40, "--accumulation", 2, "--output", tmp_path / "model"]
+    options = ["--engine", engine, "--steps", 40, "--accumulation", 2, "--output", tmp_path / "model"]
     printed = run(*torchrun, script, *options)
     bounds = [float(value) for value in re.findall(r"ib_upper_bound ([\d.]+)", printed)]
     assert len(bounds) == 2  # rank 0 alone prints, every 20 steps
