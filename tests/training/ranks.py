@@ -240,6 +240,8 @@ def build(engine, name, out, ranks, *, examples, joint=False, dropout=0.0, accum
         **settings,
     }
     watch = Watch()
+    if not engine.startswith("fsdp2"):
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # which accelerate leaves to later trainings of a process
     args = InfoBertArguments(str(out / f"{engine}-{name}"), **settings)
     if engine.startswith("fsdp2"):  # or accelerate, which shards on devices alone, would take DistributedDataParallel
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
