@@ -132,11 +132,12 @@ TRAFFIC = Traffic()
 
 
 class Watch(TrainerCallback):
-    """Notes the gradients' traffic of each optimisation step, and in which dtype the encoder works."""
+    """Notes the gradients' traffic of each optimisation step, in which dtype the encoder works, and how often."""
 
     def __init__(self):
         self.reduced, self.dtypes, self.inputs, self.hooks = [], set(), set(), []
         self.sentences = []  # of each micro-batch
+        self.forwards, self.traversals = 0, 0  # of a layer, and backwards through it
 
     def attach(self, trainer):
         self.trainer = trainer
@@ -167,9 +168,7 @@ class Watch(TrainerCallback):
     def _hook(self, model):
         bert = self.trainer.model.bert
         self.hooks = [
-            bert.encoder.layer[0].attention.self.query.register_forward_hook(
-                lambda module, args, out: self.dtypes.add(str(out.dtype))
-            ),
+            bert.encoder.layer[0].attention.self.query.register_forward_hook(self._count),
             bert.embeddings.token_type_embeddings.register_forward_hook(
                 lambda module, args, out: self.inputs.add(str(out.dtype))
             ),
@@ -177,6 +176,15 @@ class Watch(TrainerCallback):
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             # its reducer's sums pass through Python only if asked to
             model.register_comm_hook(None, default_hooks.allreduce_hook)
+
+    def _count(self, module, args, out):
+        self.dtypes.add(str(out.dtype))
+        self.forwards += 1
+        if out.requires_grad:
+            out.register_hook(self._count_traversal)
+
+    def _count_traversal(self, grad):
+        self.traversals += 1
 
     def on_step_begin(self, args, state, control, **kwargs):
         TRAFFIC.elements = dict.fromkeys(TRAFFIC.SUMS, 0)
@@ -232,6 +240,8 @@ def build(engine, name, out, ranks, *, examples, joint=False, dropout=0.0, accum
         **settings,
     }
     watch = Watch()
+    if not engine.startswith("fsdp2"):
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # which accelerate leaves to later trainings of a process
     args = InfoBertArguments(str(out / f"{engine}-{name}"), **settings)
     if engine.startswith("fsdp2"):  # or accelerate, which shards on devices alone, would take DistributedDataParallel
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -257,6 +267,7 @@ def record(trainer, watch, before, path):
             "parameters": sum(value.numel() for value in before.values()),
             "dtypes": sorted(watch.dtypes),
             "inputs": sorted(watch.inputs),
+            "work": [watch.forwards, watch.traversals],
             "engine": type(trainer.model_wrapped).__name__,
             "steps": trainer.state.global_step,
             "sentences": watch.sentences,
