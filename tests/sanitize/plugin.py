@@ -9,7 +9,6 @@ them reached.
 import ast
 import functools
 import importlib
-import inspect
 import pkgutil
 from collections import Counter
 
@@ -86,17 +85,16 @@ def module_of(record, stage, target):
 
 
 def kernels_of_the_library():
-    """Names of the kernels that the host code launches, read from the source: ``name[grid](...)``."""
+    """Names of the jitted functions that no other one calls: what can be launched."""
     package = importlib.import_module("infobert_fast.kernels")
-    found = set()
-    for module in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{module.name}")
-        for node in ast.walk(ast.parse(inspect.getsource(module))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
-                kernel = getattr(module, getattr(node.func.value, "id", ""), None)
-                if isinstance(kernel, JITFunction):
-                    found.add(kernel.__name__)
-    return found
+    jitted, called = set(), set()
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        members = vars(importlib.import_module(module.name)).values()
+        jitted |= {member for member in members if isinstance(member, JITFunction)}
+    for function in jitted:
+        calls = (node.func for node in ast.walk(ast.parse(function.src)) if isinstance(node, ast.Call))
+        called |= {call.id for call in calls if isinstance(call, ast.Name)}
+    return {function.__name__ for function in jitted} - called
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,7 +7,6 @@ assembly that no two threads touch an element unordered, in any schedule.
 
 import json
 
-import pytest
 import torch
 from oracle import make_case
 from sentryward import verify
@@ -68,5 +67,5 @@ def test_no_thread_reads_before_the_barrier(monkeypatch, tmp_path):
 def test_without_the_barrier_the_race_is_found(planted, monkeypatch, tmp_path):
     launch = launch_of(planted("chunks.py", BARRIER, ""), "chunk_backward_kernel", monkeypatch)
     answer = proof(launch, tmp_path)
-    print(json.dumps(answer, indent=1)[:9000])
+    open("/tmp/san/race.json", "w").write(json.dumps(answer))
     assert answer["result"] == "potential_race", answer

@@ -37,12 +37,12 @@ PLANTED = [
     ),
     Planted(
         "no mask on the store of the maxima, whose neighbour in memory is the sums", "scores.py",
-        "tl.store(m_ptr + i_split * n_rows + p_i, m, mask=m_i)", "tl.store(m_ptr + i_split * n_rows + p_i, m)",
+        "tl.store(m_ptr + p_part, m, mask=m_i)", "tl.store(m_ptr + p_part, m)",
         ALL_PAIRS, "race",
     ),
     Planted(
         "no mask on the store of the sums", "scores.py",
-        "tl.store(s_ptr + i_split * n_rows + p_i, s, mask=m_i)", "tl.store(s_ptr + i_split * n_rows + p_i, s)",
+        "tl.store(s_ptr + p_part, s, mask=m_i)", "tl.store(s_ptr + p_part, s)",
         ALL_PAIRS, "oob_write",
     ),
     Planted(
@@ -89,7 +89,7 @@ PLANTED = [
     ),
     Planted(
         "splits that write the same row", "scores.py",
-        "tl.store(m_ptr + i_split * n_rows + p_i, m, mask=m_i)", "tl.store(m_ptr + p_i, m, mask=m_i)",
+        "tl.store(m_ptr + p_part, m, mask=m_i)", "tl.store(m_ptr + p_i, m, mask=m_i)",
         SPLITS, "race",
     ),
     Planted(
