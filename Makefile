@@ -14,7 +14,7 @@ SANITIZED := .venv-sanitize/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-slow test-gpu sanitize demo bench lint style typecheck format wheel clean distclean
+.PHONY: help env test test-slow test-gpu sanitize static demo bench lint style typecheck format wheel clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -49,9 +49,13 @@ test-gpu: $(ENV) ## run the tests marked `gpu` (needs a CUDA device)
 # The tests of the kernels, on a device that is emulated, and faults that must be found. Its tools need another Python,
 # torch and triton than the tests above, so it has an environment of its own.
 sanitize: $(SANITIZER) ## execute every kernel on a CPU: accesses, races, barriers (needs Python 3.12 or 3.13)
-	OMP_NUM_THREADS=1 INFOBERT_FAST_TEST_SIZES=small PYTHONPATH=tests/sanitize $(SANITIZED) -m pytest -p plugin --every-kernel \
+	OMP_NUM_THREADS=1 INFOBERT_FAST_TEST_SIZES=small PYTHONPATH=tests/sanitize $(SANITIZED) -m pytest -p plugin $(if $(PYTEST_ARGS),,--every-kernel) \
 		-n $(WORKERS) --maxprocesses 8 --dist worksteal tests/kernels tests/sanitize \
-		--ignore-glob 'tests/kernels/test_gates_*' --ignore tests/kernels/test_launches.py $(PYTEST_ARGS)
+		--ignore-glob 'tests/kernels/test_gates_*' --ignore tests/kernels/test_launches.py \
+		--ignore tests/kernels/test_declaration.py $(PYTEST_ARGS)
+
+static: $(SANITIZER) ## print what the binaries say of every kernel: registers, occupancy, spills, bank conflicts, cycles
+	$(SANITIZED) tests/sanitize/static_page.py
 
 $(SANITIZER): setup.py tests/sanitize/requirements.txt
 	@python=$$(SANITIZE_PYTHON='$(SANITIZE_PYTHON)' bash tests/sanitize/find_python.sh) && \

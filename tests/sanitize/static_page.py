@@ -1,7 +1,7 @@
-"""What the machine code says of every kernel, without a device: the page ``benchmarks/NOTES-static.md``.
+"""What the machine code says of every kernel, without a device: a table, printed by ``make static``.
 
-``make static`` compiles the cases of ``tests/kernels/aot_<family>.py`` for three chips and reads the binaries with
-``cuxray``: registers, occupancy and what its next step takes, spills, bank conflicts, and per unit of work (a pair and
+The cases of ``tests/kernels/aot_<family>.py`` are compiled for three chips and their binaries read with ``cuxray``:
+registers, occupancy and what its next step takes, spills, bank conflicts, and per unit of work (a pair and
 hidden unit, or what the family counts) the instructions and the cycles that one warp issues and stalls by the
 compiler's own schedule. It fails where a kernel spills or a shared access conflicts.
 
@@ -112,12 +112,8 @@ def main():
     failed = []
     for one in rows():
         ratios = ("" if ratio is None else f"{ratio:.2f}" for ratio in (one.instructions, one.cycles))
-        print(
-            "|",
-            " | ".join(map(str, (*one[:5], one.spills or "", "" if one.ways == 1 else f"{one.ways} ways", *ratios))),
-            "|",
-            flush=True,
-        )
+        faults = one.spills or "", f"{one.ways} ways" if one.ways > 1 else ""
+        print("|", " | ".join(map(str, (*one[:5], *faults, *ratios))), "|", flush=True)
         if one.spills or one.ways > 1:
             failed.append(f"{one.kernel} on sm_{one.chip}")
     if failed:

@@ -36,9 +36,9 @@ PLANTED = [
         CHUNKS, "oob_write",
     ),
     Planted(
-        "no mask on the store of the maxima, whose neighbour in memory is the sums", "scores.py",
+        "no mask on the store of the maxima", "scores.py",
         "tl.store(m_ptr + p_part, m, mask=m_i)", "tl.store(m_ptr + p_part, m)",
-        ALL_PAIRS, "race",
+        ALL_PAIRS, "oob_write",
     ),
     Planted(
         "no mask on the store of the sums", "scores.py",

@@ -1,4 +1,4 @@
-"""The emulated device itself: what would wait on a real one fails, and a graph computes from what is there at replay."""
+"""The emulated device: what would wait on a real one fails, and a graph computes from what is there at replay."""
 
 import pytest
 import torch
