@@ -28,8 +28,8 @@ def launch_of(kernels, name, monkeypatch):
 
     monkeypatch.setattr(harness, "record_launch", noted)
     case = make_case(50, 100, chunk_size=32, device="cuda")
-    lse, scores = kernels.pairwise_mlp_forward(*case.operands, **case.options)
-    kernels.pairwise_mlp_backward(torch.ones_like(lse), lse, *case.operands, scores=scores, **case.options)
+    lse, scores = kernels.pairwise_mlp_forward(*case.operands, case.pairs)
+    kernels.pairwise_mlp_backward(torch.ones_like(lse), lse, *case.operands, case.pairs, scores=scores)
     (launch,) = [launch for launch in launches if launch.fn_name == name]
     return launch
 

@@ -104,9 +104,9 @@ def run(kernels, problem):
     rows, width, options, precision = problem
     case = make_case(rows, width, **options, device="cuda")
     expected, grad = values_and_gradients(case, torch.float64)
-    lse, scores = kernels.pairwise_mlp_forward(*case.operands, **case.options, precision=precision)
+    lse, scores = kernels.pairwise_mlp_forward(*case.operands, case.pairs, precision=precision)
     gradients = kernels.pairwise_mlp_backward(
-        grad.float(), lse, *case.operands, scores=scores, **case.options, precision=precision
+        grad.float(), lse, *case.operands, case.pairs, scores=scores, precision=precision
     )
     return zip((lse, *gradients), expected, strict=True)
 
