@@ -5,13 +5,16 @@
 PYTHON ?= python3
 WORKERS ?= logical
 PYTEST_ARGS ?=
+SANITIZE_PYTHON ?=
 
 ENV := .venv/.complete
 RUN := .venv/bin/python
+SANITIZER := .venv-sanitize/.complete
+SANITIZED := .venv-sanitize/bin/python
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env test test-slow test-gpu demo bench lint style typecheck format wheel clean distclean
+.PHONY: help env test test-slow test-gpu sanitize static demo bench lint style typecheck format wheel clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -43,6 +46,25 @@ test-slow: $(ENV) ## run the tests marked `slow`: every engine, version and accu
 test-gpu: $(ENV) ## run the tests marked `gpu` (needs a CUDA device)
 	HF_HUB_OFFLINE=1 $(RUN) -m pytest -m gpu $(PYTEST_ARGS)
 
+# The tests of the kernels, on a device that is emulated, and faults that must be found. Its tools need another Python,
+# torch and triton than the tests above, so it has an environment of its own.
+sanitize: $(SANITIZER) ## execute every kernel on a CPU: accesses, races, barriers (needs Python 3.12 or 3.13)
+	OMP_NUM_THREADS=1 INFOBERT_FAST_TEST_SIZES=small PYTHONPATH=tests/sanitize $(SANITIZED) -m pytest -p plugin $(if $(PYTEST_ARGS),,--every-kernel) \
+		-n $(WORKERS) --maxprocesses 8 --dist worksteal tests/kernels tests/sanitize \
+		--ignore-glob 'tests/kernels/test_gates_*' --ignore tests/kernels/test_launches.py \
+		--ignore tests/kernels/test_declaration.py $(PYTEST_ARGS)
+
+static: $(SANITIZER) ## print what the binaries say of every kernel: registers, occupancy, spills, bank conflicts, cycles
+	$(SANITIZED) tests/sanitize/static_page.py
+
+$(SANITIZER): setup.py tests/sanitize/requirements.txt
+	@python=$$(SANITIZE_PYTHON='$(SANITIZE_PYTHON)' bash tests/sanitize/find_python.sh) && \
+		echo "installing into .venv-sanitize with $$python: about 5 GB, a few minutes ..." && \
+		"$$python" -m venv --clear .venv-sanitize
+	$(SANITIZED) -m pip install --quiet --disable-pip-version-check --requirement tests/sanitize/requirements.txt
+	$(SANITIZED) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
 demo: $(ENV) ## train on generated sentences, with and without the regularisers; writes demo/
 	$(RUN) examples/demo.py
 
@@ -72,7 +94,7 @@ wheel: $(ENV) ## build dist/*.tar.gz and dist/*.whl
 
 clean: ## remove what builds and checks leave behind
 	rm -rf build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-distclean: clean ## remove the environment too
-	rm -rf .venv
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-sanitize

@@ -4,7 +4,8 @@
 #   benchmarks/gpu.sh [all|tests|sanitize|bench] [FOLDER]
 #
 # Results go to FOLDER, by default benchmarks/results/ and the device's name; a part that is finished there is skipped,
-# so that a call which was cut off goes on where it was. Nothing is timed while a test is red. Settings:
+# so that a call which was cut off goes on where it was. Nothing is timed while a test is red. What stays are four files:
+# device.txt, tests.txt, sanitizer.txt and bench.json. Settings:
 #   BUDGET=530    seconds for all parts; a suite that no longer fits is left for the next call
 #   SECONDS_EACH=0.5    timed seconds a benchmark
 #
@@ -13,7 +14,8 @@
 #   pip download --no-deps --only-binary :all: --python-version 3.12 -d benchmarks/wheels \
 #       -c constraints.txt pytest iniconfig pluggy pytest-benchmark py-cpuinfo2 rich markdown-it-py mdurl pygments tqdm \
 #       hypothesis sortedcontainers datasets dill multiprocess xxhash pandas python-dateutil tzdata pyarrow accelerate \
-#       psutil
+#       psutil memeff siglip-kernel
+# The last two are other projects' kernels, timed beside ours where they are there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -102,16 +104,34 @@ sanitize() {
 bench() {
     local suite
     for suite in info_nce path step regularizers separable evaluation data; do
-        if [[ -f $out/$suite.json ]]; then
+        if grep -qs "\"group\": \"$suite\"" "$out/bench.json"; then
             echo "$suite: done before"
         elif ((SECONDS > budget - 60)); then
             echo "$suite: left for the next call"
             left=1
         else
             timeout "$((budget - SECONDS))" "$python" -m infobert_fast.cli bench "$suite" --seconds "$each" \
-                --output "$out/$suite.json" || { echo "$suite: not whole" >&2 && left=1; }
+                --output "$out/$suite.json" && keep "$out/$suite.json" || { echo "$suite: not whole" >&2 && left=1; }
         fi
     done
+}
+
+# One file holds the suites that are done.
+keep() {
+    "$python" - "$1" <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "benchmarks")
+from reading import read
+
+suite = Path(sys.argv[1])
+together = suite.with_name("bench.partial")
+together.write_text(json.dumps(read(suite.parent), indent=1) + "\n")
+suite.unlink()
+together.rename(suite.with_name("bench.json"))
+PYTHON
 }
 
 # The last lines of the output: the estimator and the step, medians in ms.
@@ -125,7 +145,7 @@ from reading import read
 
 content = read(Path(sys.argv[1]))
 for row in content["rows"] if content else []:
-    if row["name"].startswith(("test_all_pairs", "test_step[", "test_path", "test_clip")):
+    if row["name"].startswith(("test_all_pairs", "test_step[", "test_path", "test_clip", "test_peer")):
         roofline = f"{100 * row['roofline']:5.1f} % of roofline" if "roofline" in row else ""
         print(f"{row['group']:10} {row['name'][5:]:48} {1e3 * row['median']:12.3f} ms {row['extra_mib']:10.1f} MiB {roofline}")
 PYTHON

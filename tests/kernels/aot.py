@@ -23,8 +23,8 @@ BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin"
 CAPABILITIES = (80, 90, 100)
 
 
-def compile_ahead(kernel, arguments, capability, num_warps, disassemble):
-    """(facts, machine code if ``disassemble``) of ``kernel``; the one place that knows Triton's signature form.
+def compile_for(kernel, arguments, capability, num_warps, **options):
+    """``kernel`` compiled for a chip; the one place that knows Triton's signature form.
 
     ``arguments`` maps every parameter to a type ("*fp32", "i32", with ":16" where divisible by 16) or to a constexpr
     value.
@@ -40,8 +40,13 @@ def compile_ahead(kernel, arguments, capability, num_warps, disassemble):
             signature[name] = "constexpr"
             constants[(position,)] = value
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": num_warps, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    options = {"num_warps": num_warps, "enable_fp_fusion": True} | options
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_ahead(kernel, arguments, capability, num_warps, disassemble):
+    """(facts, machine code if ``disassemble``) of ``kernel``."""
+    compiled = compile_for(kernel, arguments, capability, num_warps)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()

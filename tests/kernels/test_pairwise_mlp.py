@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import make_case, values_and_gradients
+from sizes import SIZES
 
 from infobert_fast.kernels import pairwise_mlp, rectangles
 from infobert_fast.kernels.fast_scores import half_operands, power_of_two
@@ -45,7 +46,7 @@ def test_sizes(N, chunk_size, device):
     check(make_case(N, 40, chunk_size=chunk_size, device=device))
 
 
-@pytest.mark.parametrize("H", [1, 300, 301])
+@pytest.mark.parametrize("H", SIZES.hidden)
 @pytest.mark.parametrize(("N", "chunk_size"), [(1, None), (2, None), (33, None), (15, 7), (33, 32), (2, 1), (100, 32)])
 def test_hidden_sizes(N, H, chunk_size, device):
     check(make_case(N, H, chunk_size=chunk_size, device=device))
@@ -131,9 +132,10 @@ def test_split_sums_are_held_of_one_block_alone(precision, device, monkeypatch):
     monkeypatch.setattr(rectangles, "BLOCK_BYTES", 2 * 4 * 128 * 32)
     sizes, empty = [], torch.empty
 
-    def recorded(size, *args, **kwargs):
-        sizes.append(torch.Size(size).numel())
-        return empty(size, *args, **kwargs)
+    def recorded(*args, **kwargs):
+        out = empty(*args, **kwargs)
+        sizes.append(out.numel())
+        return out
 
     case, grad = make_case(128, 64, globals_=256, device=device), torch.ones(256, device=device)
     monkeypatch.setattr(torch, "empty", recorded)
@@ -176,7 +178,7 @@ def test_common_offset_costs_no_digits(chunk_size, layout, device):
     [
         (1, 1, 1, None, None),
         (33, 40, 33, None, None),
-        (33, 301, 5, None, None),
+        (33, SIZES.hidden[-1], 5, None, None),
         (20, 33, 9, 70, None),
         (70, 24, 50, 140, 66),
     ],

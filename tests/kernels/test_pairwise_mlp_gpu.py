@@ -6,15 +6,13 @@ The other files of this folder run on the device too when there is one.
 import pytest
 import torch
 from oracle import make_case
+from sizes import SIZES
 
 from infobert_fast import InfoNCE
 from infobert_fast.kernels.chunk_bound import chunk_bound
 from infobert_fast.kernels.pairwise_mlp import pairwise_mlp_backward, pairwise_mlp_forward
 
 pytestmark = pytest.mark.gpu
-
-# (rows, globals, pairs, chunk size): the paper's step, its pairs as one batch, long chunks, and a large batch
-SHAPES = [(1664, 32, 1664, 32), (1664, 32, 1664, None), (1000, 900, 1000, 300), (4096, 4096, None, None)]
 
 
 def step(case, grad, precision="exact"):
@@ -29,11 +27,11 @@ def incoming(case):
 
 
 def cuda_case(rows, globals_, pairs, chunk_size):
-    return make_case(rows, 300, globals_=globals_, pairs=pairs, chunk_size=chunk_size, device="cuda")
+    return make_case(rows, SIZES.width, globals_=globals_, pairs=pairs, chunk_size=chunk_size, device="cuda")
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SIZES.critic)
 def test_repeatable_and_without_synchronisation(shape, precision):
     case = cuda_case(*shape)
     grad = incoming(case)
@@ -47,7 +45,7 @@ def test_repeatable_and_without_synchronisation(shape, precision):
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SIZES.critic)
 def test_graph_capture(shape, precision):
     case = cuda_case(*shape)
     grad = incoming(case)
@@ -61,6 +59,7 @@ def test_graph_capture(shape, precision):
     assert all(torch.equal(x, y) for x, y in zip(expected, captured, strict=True))
 
 
+@pytest.mark.device_memory
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_memory_of_a_quarter_million_pairs(precision, monkeypatch):
     monkeypatch.undo()  # poisoning memory costs memory
@@ -75,8 +74,8 @@ def test_memory_of_a_quarter_million_pairs(precision, monkeypatch):
 
 def test_the_fast_preset_keeps_its_published_errors():
     """The packed instructions and the products against the exact kernels, at the paper's width."""
-    case = make_case(1024, 300, offset=50.0, device="cuda")
-    grad = incoming(case) / 1024
+    case = make_case(SIZES.published, SIZES.width, offset=50.0, device="cuda")
+    grad = incoming(case) / SIZES.published
     exact, fast = (step(case, grad, precision) for precision in ("exact", "fast"))
     assert (fast[0] - exact[0]).abs().max() <= 2**-9 * case.w2.norm()
     for got, expected in zip(fast[1:], exact[1:], strict=True):
@@ -90,12 +89,10 @@ def bound(case):
     return chunk_bound(*case.operands, *(case.options[k] for k in ("local_index", "pair_index", "chunk_size")), NEED)
 
 
-# (rows, globals, pairs, chunk size): the paper's step, SQuAD's, and more rows of b than are looked through
-CHUNKS = [(1664, 32, 1664, 32), (608, 8, 608, 8), (5000, 900, 5000, 64)]
 NEED = (True,) * 4
 
 
-@pytest.mark.parametrize("shape", CHUNKS)
+@pytest.mark.parametrize("shape", SIZES.chunks)
 def test_chunk_bound_is_repeatable_without_synchronisation_and_captured(shape):
     case = cuda_case(*shape)
     first = bound(case)
@@ -114,6 +111,7 @@ def test_chunk_bound_is_repeatable_without_synchronisation_and_captured(shape):
     assert all(torch.equal(x, y) for x, y in zip(first, captured, strict=True))
 
 
+@pytest.mark.device_memory
 def test_memory_of_a_quarter_million_pairs_in_chunks(monkeypatch):
     monkeypatch.undo()
     case = make_case(262144, 300, globals_=32, pairs=262144, chunk_size=32, device="cuda")
@@ -123,17 +121,18 @@ def test_memory_of_a_quarter_million_pairs_in_chunks(monkeypatch):
     assert torch.cuda.max_memory_allocated() - before < 2e9
 
 
-@pytest.mark.parametrize("chunk_size", [32, None])
-def test_a_captured_training_pass(chunk_size):
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_captured_training_pass(chunked):
     """The public function, forward and backward, replayed on other values."""
     torch.manual_seed(0)
-    critic = InfoNCE(64, 64, 300).cuda()
-    local, sentence = (torch.randn(n, 64, device="cuda", requires_grad=True) for n in (1664, 32))
-    owner = torch.arange(1664, device="cuda") // 52
+    (rows, globals_, _, chunk_size), d = SIZES.critic[0], SIZES.features
+    critic = InfoNCE(d, d, SIZES.width).cuda()
+    local, sentence = (torch.randn(n, d, device="cuda", requires_grad=True) for n in (rows, globals_))
+    owner = torch.arange(rows, device="cuda") * globals_ // rows
     inputs = [local, sentence, *critic.parameters()]
 
     def once():
-        value = critic(local, sentence, pair_index=owner, chunk_size=chunk_size)
+        value = critic(local, sentence, pair_index=owner, chunk_size=chunk_size if chunked else None)
         return value, *torch.autograd.grad(value, inputs)
 
     side = torch.cuda.Stream()

@@ -4,14 +4,12 @@ capture, repeatability. The other files of this folder run on the device too whe
 
 import pytest
 import torch
+from sizes import SIZES
 
 from infobert_fast import functional
 from infobert_fast.regularizers import AnchoredFeature
 
 pytestmark = pytest.mark.gpu
-
-# (batch, length, d): the paper's, SQuAD's, wide rows that no tile divides, the longest sentences
-SHAPES = [(32, 128, 1024), (8, 384, 1024), (5, 130, 8191), (3, 4096, 768)]
 
 
 class Step:
@@ -41,7 +39,7 @@ class Step:
         return anchors, marked, exact.detach(), sampled.detach(), dh0, start, moved, clamped
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SIZES.regularizers, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_values_are_those_of_pytorch(shape, dtype):
     step = Step(*shape, dtype)
@@ -67,7 +65,7 @@ def self_norms(step):
     return step.grad.double().flatten(0, 1).norm(dim=1)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SIZES.regularizers, ids=str)
 def test_repeatable_and_without_synchronisation(shape):
     step = Step(*shape)
     first = step()
@@ -79,7 +77,7 @@ def test_repeatable_and_without_synchronisation(shape):
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize("shape", SIZES.regularizers[:2], ids=str)
 def test_graph_capture(shape):
     """Replayed on other data of the same lengths: nothing of the first batch is baked in."""
     step = Step(*shape)
@@ -101,7 +99,8 @@ def test_graph_capture(shape):
 def test_the_anchored_regulariser_never_waits():
     from infobert_fast import InfoNCE
 
-    step, critic = Step(32, 128, 1024), InfoNCE(1024, 1024).cuda()
+    shape = SIZES.regularizers[0]
+    step, critic = Step(*shape), InfoNCE(shape[2], shape[2], SIZES.width).cuda()
     anchored = AnchoredFeature()
     h0 = step.h0.float().requires_grad_()
 
@@ -118,6 +117,7 @@ def test_the_anchored_regulariser_never_waits():
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
+@pytest.mark.device_memory
 def test_memory_is_that_of_the_results(monkeypatch):
     monkeypatch.undo()  # poisoning memory costs memory
     step = Step(256, 128, 1024)

@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from sizes import SIZES
+from torch.nn.functional import normalize
 
 from infobert_fast.kernels.pairs import Terms
 from infobert_fast.kernels.separable import separable_backward, separable_forward
 
 pytestmark = pytest.mark.gpu
 
+ROWS, ROWS_IN_BLOCKS, ROWS_OF_A_GRAPH = SIZES.dots
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def inputs(n, dtype, labels=False):
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.nn.functional.normalize(torch.randn(n, 256, generator=generator)).to("cuda", dtype) for _ in range(2))
+    x, y = (normalize(torch.randn(n, SIZES.dot_width, generator=generator)).to("cuda", dtype) for _ in range(2))
     groups = torch.randint(n // 4 + 1, (n,), generator=generator).cuda() if labels else None
     return x, y, torch.tensor(20.0, device="cuda"), groups
 
@@ -27,14 +30,14 @@ def step(x, y, scale, labels, grad):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("labels", [False, True])
 def test_no_worse_than_eager_in_the_same_dtype(dtype, labels):
-    x, y, scale, groups = inputs(1000, dtype, labels)
-    grad = torch.full((1000,), 1e-3, device="cuda")
+    x, y, scale, groups = inputs(ROWS, dtype, labels)
+    grad = torch.full((ROWS,), 1e-3, device="cuda")
 
     def eager(kind):
         leaves = [t.detach().to(kind).requires_grad_() for t in (x, y, scale)]
         scores = leaves[2] * (leaves[1] @ leaves[0].t())
         if groups is not None:
-            own = torch.eye(1000, dtype=torch.bool, device="cuda")
+            own = torch.eye(ROWS, dtype=torch.bool, device="cuda")
             scores = scores.masked_fill((groups[:, None] == groups) & ~own, -torch.inf)
         lse = scores.logsumexp(1), scores.logsumexp(0)
         return *lse, *torch.autograd.grad(sum(part.sum() for part in lse) * 1e-3, leaves)
@@ -46,7 +49,7 @@ def test_no_worse_than_eager_in_the_same_dtype(dtype, labels):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_repeatable_and_without_synchronisation(dtype):
-    arguments = *inputs(12000, dtype), torch.full((12000,), 1e-3, device="cuda")
+    arguments = *inputs(ROWS_IN_BLOCKS, dtype), torch.full((ROWS_IN_BLOCKS,), 1e-3, device="cuda")
     first = step(*arguments)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -57,7 +60,7 @@ def test_repeatable_and_without_synchronisation(dtype):
 
 
 def test_graph_capture():
-    arguments = *inputs(3000, torch.bfloat16), torch.full((3000,), 1e-3, device="cuda")
+    arguments = *inputs(ROWS_OF_A_GRAPH, torch.bfloat16), torch.full((ROWS_OF_A_GRAPH,), 1e-3, device="cuda")
     expected = step(*arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -68,6 +71,7 @@ def test_graph_capture():
     assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
 
 
+@pytest.mark.device_memory
 def test_memory_stays_linear_in_the_rows(monkeypatch):
     monkeypatch.undo()  # poisoning memory costs memory
     n = 65536
