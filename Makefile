@@ -70,7 +70,7 @@ demo: $(ENV) ## train on generated sentences, with and without the regularisers;
 
 bench: $(ENV) ## time every suite on a CPU, then write docs/benchmarks.md and README's table
 	$(RUN) -m infobert_fast.cli bench --output benchmarks/results/cpu/bench.json
-	$(RUN) benchmarks/report.py docs/benchmarks.md README.md
+	$(RUN) benchmarks/report/pages.py docs/benchmarks.md README.md
 
 lint: style typecheck ## both of the following
 

@@ -1,6 +1,7 @@
 """Packaging metadata; the tools are configured in ``pyproject.toml``.
 
-``kernels/`` stands at the top of the repository and installs as ``infobert_fast.kernels``.
+``kernels/`` and ``benchmarks/`` stand at the top of the repository and install as ``infobert_fast.kernels`` and
+``infobert_fast.benchmarks``.
 """
 
 from pathlib import Path
@@ -31,13 +32,13 @@ PLOT = ["matplotlib>=3.8"]
 # Only for parts of speech in `infobert attack --keep_part_of_speech`; its tagger is downloaded by its own command.
 ATTACK = ["nltk>=3.9"]
 
+BENCH = ["pytest>=8.0", "pytest-benchmark>=5.0"]
+
 DEV = [
     "build>=1.2",
     "hypothesis>=6.100",
     "mypy>=2.0",
     "packaging>=24.0",
-    "pytest>=8.0",
-    "pytest-benchmark>=5.0",
     "pytest-xdist>=3.6",
     "ruff>=0.15",
     "setuptools>=77",
@@ -57,11 +58,26 @@ setup(
     license_files=["LICENSE"],
     keywords=["InfoBERT", "mutual information", "InfoNCE", "CLUB", "FreeLB", "robustness", "Triton", "DeepSpeed"],
     python_requires=">=3.11",
-    packages=[*find_packages(include=["infobert_fast", "infobert_fast.*"]), "infobert_fast.kernels"],
-    package_dir={"infobert_fast": "infobert_fast", "infobert_fast.kernels": "kernels"},
+    packages=[
+        *find_packages(include=["infobert_fast", "infobert_fast.*"]),
+        "infobert_fast.kernels",
+        "infobert_fast.benchmarks",
+        *(f"infobert_fast.benchmarks.{folder}" for folder in ("harness", "suites", "report", "model")),
+    ],
+    package_dir={
+        "infobert_fast": "infobert_fast",
+        "infobert_fast.kernels": "kernels",
+        "infobert_fast.benchmarks": "benchmarks",
+    },
     package_data={"infobert_fast": ["py.typed", "configs/**"]},
     install_requires=CORE,
-    extras_require={"train": TRAIN, "plot": PLOT, "attack": ATTACK, "dev": [*TRAIN, *PLOT, *DEV]},
+    extras_require={
+        "train": TRAIN,
+        "plot": PLOT,
+        "attack": ATTACK,
+        "bench": [*TRAIN, *BENCH],
+        "dev": [*TRAIN, *PLOT, *BENCH, *DEV],
+    },
     entry_points={"console_scripts": ["infobert=infobert_fast.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

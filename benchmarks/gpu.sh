@@ -91,7 +91,7 @@ sanitize() {
     for tool in memcheck racecheck; do
         echo "== $tool" >>"$out/sanitizer.partial"
         if ! PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 100 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            "$python" benchmarks/small_cases.py >>"$out/sanitizer.partial" 2>&1; then
+            "$python" -m infobert_fast.benchmarks.harness.small_cases >>"$out/sanitizer.partial" 2>&1; then
             tail -n 40 "$out/sanitizer.partial"
             echo "$tool found errors, or took too long (in $out/sanitizer.partial): nothing is timed" >&2
             exit 1
@@ -103,7 +103,7 @@ sanitize() {
 
 bench() {
     local suite
-    for suite in info_nce path step regularizers separable evaluation data; do
+    for suite in info_nce path step regularizers separable dropin evaluation data; do
         if grep -qs "\"group\": \"$suite\"" "$out/bench.json"; then
             echo "$suite: done before"
         elif ((SECONDS > budget - 60)); then
@@ -140,8 +140,7 @@ summary() {
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "benchmarks")
-from reading import read
+from infobert_fast.benchmarks.report.reading import read
 
 content = read(Path(sys.argv[1]))
 for row in content["rows"] if content else []:

@@ -2,7 +2,7 @@
 # The runs behind docs/robustness.md: bash benchmarks/robustness.sh DATA ENCODER OUT
 #
 # Trains every objective with every seed, evaluates and attacks each, and the same for question answering, in OUT; then
-# benchmarks/robustness.py OUT collects the results and writes the page's tables. What OUT holds already is kept, so it
+# benchmarks/report/robustness.py OUT collects the results and writes the page's tables. What OUT holds already is kept, so it
 # can be stopped and called again. OBJECTIVES, SEEDS and QA (objectives of question answering) choose a part, so that
 # several calls can share the work; OPTIONS are further arguments of every training run.
 set -euo pipefail

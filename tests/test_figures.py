@@ -9,11 +9,6 @@ import pytest
 RESULTS = Path("benchmarks/results/cpu")
 
 
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path("benchmarks").resolve()))
-
-
 def rows(document, heading):
     """The cells of the table that follows a header cell, row by row."""
     lines = Path(document).read_text(encoding="utf-8").splitlines()
@@ -27,7 +22,7 @@ def rows(document, heading):
 
 
 def test_the_estimators_table():
-    from reading import read, select
+    from infobert_fast.benchmarks.report.reading import read, select
 
     content = read(RESULTS)
     rows_of = select(content["rows"], "info_nce", "all_pairs")
@@ -57,7 +52,7 @@ def test_the_demos_table():
 
 
 def test_the_robustness_tables():
-    import robustness
+    from infobert_fast.benchmarks.report import robustness
 
     content = json.loads(robustness.CONTENT.read_text())
     page = robustness.PAGE.read_text()
@@ -67,7 +62,7 @@ def test_the_robustness_tables():
 
 
 def test_a_mean_and_a_deviation_over_seeds():
-    import robustness
+    from infobert_fast.benchmarks.report import robustness
 
     assert robustness.over_seeds({"1": 0.5, "2": 0.6, "3": 0.7}, lambda value: value) == "60.0 ± 10.0"
     assert robustness.over_seeds({"1": 0.5}, lambda value: value) == "50.0"

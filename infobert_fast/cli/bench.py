@@ -1,8 +1,9 @@
-"""``infobert bench``: run the repository's benchmarks, show their tables, and compare two results."""
+"""``infobert bench``: run the benchmarks, show their tables, and compare two results."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,12 +21,13 @@ from infobert_fast.cli.files import write_json
 
 __all__ = ["prepare"]
 
+PLUGIN = "infobert_fast.benchmarks.harness.plugin"
 MEASURED = ("median", "q1", "q3", "rounds", "first_call_s", "extra_mib", "roofline")
 
 
 def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     """Find the suites or read the results; the work is to run or compare them."""
-    about = "Run the repository's benchmarks, show their tables, and compare two results."
+    about = "Run the benchmarks, show their tables, and compare two results."
     parser = argparse.ArgumentParser(prog="infobert bench", allow_abbrev=False, description=about)
     parser.add_argument("suite", nargs="*", help="suites by name; all of them where none is named")
     parser.add_argument("--output", type=Path, help="also write the results here, as JSON")
@@ -33,7 +35,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     parser.add_argument("--threshold", type=float, default=0.1, help="a slow-down beyond this share is a regression")
     parser.add_argument("--candidate", action="append", default=[], metavar="NAME=MODULE:FUNCTION", help="time it too")
     parser.add_argument("--seconds", type=float, default=1.0, help="timed seconds a benchmark")
-    parser.add_argument("--folder", type=Path, default=Path("benchmarks"), help="where the suites are")
+    parser.add_argument("--folder", type=Path, help="where the suites are; a clone's, or those that are installed")
     given = parser.parse_args(list(arguments))
     if given.compare:
         checks.number("threshold", given.threshold, low=0.0)
@@ -42,23 +44,36 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     checks.number("seconds", given.seconds, low=0.0)
     if given.output is not None:
         checks.writable("output", given.output)
+    given.folder = given.folder or _suites()
     known = {path.stem.removeprefix("bench_"): path for path in sorted(given.folder.glob("bench_*.py"))}
     if not known:
         raise FileNotFoundError(
-            f"`folder` was {given.folder}, which holds no bench_*.py: run in a clone of the repository, or name its "
-            f"benchmarks folder"
+            f"`folder` was {given.folder}, which holds no bench_*.py: leave it out for the package's suites"
         )
+    for library in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(library) is None:
+            raise ValueError(f"{library}, which runs the suites, is missing: pip install 'infobert-fast[bench]'")
     for name in given.suite:
         checks.choice("suite", name, list(known))
     return lambda: _run([known[name] for name in given.suite or known], given)
+
+
+def _suites() -> Path:
+    """Those of the clone that this runs in, or those that are installed with the package."""
+    clone = Path("benchmarks/suites")
+    spec = importlib.util.find_spec("infobert_fast.benchmarks.suites")
+    if clone.is_dir() or spec is None or spec.origin is None:
+        return clone
+    return Path(spec.origin).parent
 
 
 def _run(paths: list[Path], given: argparse.Namespace) -> None:
     """pytest-benchmark in a process of its own; what a red gate refused stands in its output, and ends in an error."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "result.json")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=bench_*.py"]
-        command += ["-o", f"pythonpath={given.folder.resolve()}", "--benchmark-quiet", f"--benchmark-json={result}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", PLUGIN]
+        command += ["-o", "python_files=bench_*.py", "-o", f"pythonpath={given.folder.resolve()}"]
+        command += ["--benchmark-quiet", f"--benchmark-json={result}"]
         command += [f"--seconds={given.seconds}", "--tb=short", *(f"--candidate={name}" for name in given.candidate)]
         # A worker of pytest-xdist says so in its environment, and pytest-benchmark then times nothing.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

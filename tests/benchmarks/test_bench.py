@@ -2,15 +2,12 @@
 
 import json
 import platform
-import shutil
 from pathlib import Path
 
 import pytest
 
 from infobert_fast.cli import main
 from infobert_fast.cli.bench import _compare
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 SUITE = """
 import time
@@ -60,8 +57,6 @@ def folder(tmp_path, monkeypatch):
     """A folder of benchmarks with one quick suite; its candidates are in the suite itself."""
     folder = tmp_path / "benchmarks"
     folder.mkdir()
-    for name in ("conftest.py", "measuring.py"):
-        shutil.copy(BENCHMARKS / name, folder)
     (folder / "bench_tiny.py").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
     return folder

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def gpu(tmp_path):
 def test_parts_that_are_finished_are_skipped(gpu, tmp_path):
     done, asked = gpu("all", BROKEN="step")
     assert done.returncode == 0, done.stderr
-    suites = ["info_nce", "path", "step", "regularizers", "separable", "evaluation", "data"]
+    suites = ["info_nce", "path", "step", "regularizers", "separable", "dropin", "evaluation", "data"]
     assert [name for name in asked if name != "sanitize"] == [*TESTS, *suites]
     assert "call it again" in done.stdout
     done, asked = gpu("all")
@@ -95,7 +96,7 @@ def test_the_budget_leaves_suites_for_the_next_call(gpu):
 
 
 def test_every_suite_is_named():
-    suites = {path.stem.removeprefix("bench_") for path in SCRIPT.parent.glob("bench_*.py")}
+    suites = {path.stem.removeprefix("bench_") for path in SCRIPT.parent.glob("suites/bench_*.py")}
     (line,) = [line for line in SCRIPT.read_text().splitlines() if "for suite in" in line]
     assert set(line.split(" in ")[1].split(";")[0].split()) == suites
 
@@ -124,8 +125,10 @@ def test_the_wheels_are_all_that_a_machine_with_torch_and_transformers_lacks():
     owners = importlib.metadata.packages_distributions()
     missing = set()
     root = SCRIPT.parents[1]
-    tests = (path for path in root.glob("tests/**/*.py") if path.parent.name != "sanitize")  # they are for a CPU
-    for path in [*tests, *root.glob("benchmarks/bench_*.py"), root / "benchmarks/measuring.py"]:
+    read = ("tests/**/*.py", "benchmarks/suites/*.py", "benchmarks/harness/*.py")
+    for path in itertools.chain.from_iterable(map(root.glob, read)):
+        if path.parent.name == "sanitize":
+            continue  # they are for a CPU
         for statement in ast.parse(path.read_text()).body:
             names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
             names += [statement.module] if isinstance(statement, ast.ImportFrom) else []

@@ -1,18 +1,13 @@
 """The device's clock, with events as a device has them: their distance is a float32 of milliseconds."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
 def measuring(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import measuring
+    from infobert_fast.benchmarks.harness import measuring
 
     monkeypatch.setattr(measuring, "DEVICE", "cuda")
     return measuring

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import pytest
 from torch.autograd import DeviceType
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "profile_step.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "suites" / "profile_step.py"
 OWN = {"input gradient", "bottleneck", "selection", "critic"}
 
 
 def test_the_devices_time_belongs_to_the_part_that_launched_it(monkeypatch):
     """Events as the profiler tells them: labels, launches, and on the device kernels and copies of the labels."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import profile_step
+    from infobert_fast.benchmarks.suites import profile_step
 
     def event(name, start, end, *, id=0, device=DeviceType.CPU, annotation=False):
         time = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)

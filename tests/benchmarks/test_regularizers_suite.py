@@ -1,16 +1,11 @@
 """The suite of the regularisers: its gates open for what is right alone; its bytes are those of one pass."""
 
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def suite(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import bench_regularizers
+def suite():
+    from infobert_fast.benchmarks.suites import bench_regularizers
 
     return bench_regularizers
 

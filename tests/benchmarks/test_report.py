@@ -1,11 +1,8 @@
 """The report and the growth model, on results of no machine."""
 
 import json
-from pathlib import Path
 
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 PAGE = """# Page
 
@@ -34,11 +31,6 @@ PAGE = """# Page
 """
 
 
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 @pytest.fixture
 def folder(tmp_path, results):
     (tmp_path / "results" / "cpu").mkdir(parents=True)
@@ -53,7 +45,7 @@ def folder(tmp_path, results):
 
 
 def report(folder, monkeypatch, *arguments):
-    import report
+    from infobert_fast.benchmarks.report import pages as report
 
     report._content.cache_clear()
     monkeypatch.setattr(
@@ -99,7 +91,7 @@ def test_markers_and_files_that_are_wrong_are_refused(folder, results, monkeypat
 
 
 def test_the_model_gives_its_fitted_sizes_exactly_and_follows_a_machine_that_obeys_it(results):
-    import growth
+    from infobert_fast.benchmarks.model import growth
 
     truth = growth.Machine(1e11, 1e11, 1e10, 5e10, {"pairs": 0.1, "products": 0.7, "around": 0.5}, operator=1e-5)
     for row in results["rows"]:
@@ -135,7 +127,7 @@ def test_the_model_gives_its_fitted_sizes_exactly_and_follows_a_machine_that_obe
 
 
 def test_what_the_model_counts():
-    import growth
+    from infobert_fast.benchmarks.model import growth
 
     one, four = growth.critic(1000, 1000, 64), growth.critic(250, 250, 64, ranks=4)
     assert four.fp32 == pytest.approx(one.fp32 / 4)  # ranks share the work of the same pairs

@@ -9,18 +9,12 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
 
 def known(rank, folder):
     """One rank: each kind of collective on sizes that are known, through every door."""
-    from collectives import Watch
     from torch.distributed._functional_collectives import all_reduce
+
+    from infobert_fast.benchmarks.model.collectives import Watch
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
@@ -80,8 +74,7 @@ def test_known_collectives(tmp_path):
 
 def test_the_models_bytes_are_those_of_two_ranks():
     """All that a rank receives in both regularisers, forward and backward, to the byte; ranks even and uneven."""
-    import growth
-    import traffic
+    from infobert_fast.benchmarks.model import growth, traffic
 
     cases = [{"batch": 3, "length": 20, "width": 24}, {"batch": [3, 1], "length": 21, "width": 24}]
     rows = traffic.run(2, {"regularisers": cases, "estimator": [{"pairs": 7, "width": 24}]})
@@ -95,8 +88,8 @@ def test_the_models_bytes_are_those_of_two_ranks():
 
 
 def test_the_committed_bytes_are_the_models():
-    import growth
-    from reading import RESULTS, read_traffic
+    from infobert_fast.benchmarks.model import growth
+    from infobert_fast.benchmarks.report.reading import RESULTS, read_traffic
 
     found = growth.held(read_traffic(RESULTS / "cpu"))
     assert {(sent.kind, sent.ranks) for sent in found} == {
@@ -123,10 +116,9 @@ class Operators(TorchDispatchMode):
 
 
 def test_operators_of_a_call_are_about_those_that_the_model_counts():
-    import bench_path
-    import costs
-
     from infobert_fast import InfoNCE, functional
+    from infobert_fast.benchmarks.model import costs
+    from infobert_fast.benchmarks.suites import bench_path
 
     states = bench_path.states(4, 32, 24, torch.float32)
     rows, critic = torch.randn(2, 32, 24), InfoNCE(24, 24)

@@ -177,11 +177,11 @@ def write_hub(folder, pairs):
 
 def write_clone(folder):
     """What a clone of the repository has: the example, and benchmarks whose suites take no time; and their results."""
-    for name in ("examples/nli.yaml", "examples/guard.yaml", "benchmarks/conftest.py", "benchmarks/measuring.py"):
+    for name in ("examples/nli.yaml", "examples/guard.yaml"):
         write(folder / name, (ROOT / name).read_text(encoding="utf-8"))
     shutil.copy(folder / "examples/nli.yaml", folder / "CONFIG.yaml")
     for suite in ("info_nce", "step"):
-        write(folder / f"benchmarks/bench_{suite}.py", SUITE)
+        write(folder / f"benchmarks/suites/bench_{suite}.py", SUITE)
     write(folder / "my_module.py", "def my_function(x):\n    return (x * x).sum()\n")
     for name in ("old.json", "new.json", "mine.json"):
         shutil.copy(ROOT / "benchmarks/results/cpu/bench.json", folder / name)

@@ -30,9 +30,9 @@ ELSEWHERE = {
     ".ci/run": ("runs this", "tests/documents/test_commands.py"),
     "benchmarks/gpu.sh": ("needs a GPU", "tests/benchmarks/test_gpu_script.py"),
     "benchmarks/robustness.sh": ("takes hours", "tests/documents/test_robustness.py"),
-    "benchmarks/robustness.py": ("writes a page of the repository", "tests/documents/test_robustness.py"),
-    "benchmarks/traffic.py": ("writes results of the repository", "tests/benchmarks/test_traffic.py"),
-    "benchmarks/report.py": ("writes pages of the repository", "tests/benchmarks/test_report.py"),
+    "benchmarks/report/robustness.py": ("writes a page of the repository", "tests/documents/test_robustness.py"),
+    "benchmarks/model/traffic.py": ("writes results of the repository", "tests/benchmarks/test_traffic.py"),
+    "benchmarks/report/pages.py": ("writes pages of the repository", "tests/benchmarks/test_report.py"),
     "tests/training/kill.py": ("kills a training for minutes", "tests/training/test_faults.py"),
 }
 # The shell itself reads the pages. It finds no program, and says which it was asked for and with what arguments.

@@ -23,8 +23,7 @@ def commands(folder):
 
 
 def test_every_run_and_its_tables(reader, monkeypatch, capfd):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import robustness
+    from infobert_fast.benchmarks.report import robustness
 
     asked = commands(reader)
     assert [words[0] for words in asked] == ["train", "evaluate", "attack", "attack"] * 2 + ["train", "evaluate"]

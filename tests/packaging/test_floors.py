@@ -28,13 +28,19 @@ FLOORS = [
     {"infobert_fast.evaluation"},
     {"infobert_fast"},
     {"infobert_fast.cli"},
+    {"infobert_fast.benchmarks"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def modules() -> dict[str, Path]:
     found = {}
-    for folder, package in ((ROOT / "infobert_fast", "infobert_fast"), (ROOT / "kernels", "infobert_fast.kernels")):
+    for name, package in (
+        ("infobert_fast", "infobert_fast"),
+        ("kernels", "infobert_fast.kernels"),
+        ("benchmarks", "infobert_fast.benchmarks"),
+    ):
+        folder = ROOT / name
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             found[".".join([package, *(part for part in parts if part != "__init__")])] = path
@@ -92,7 +98,7 @@ def test_libraries_are_declared(module):
     lists = requirements()
     declared = set(lists["CORE"])
     if HEIGHT[room(module)] >= len(MATHEMATICS) and module != "infobert_fast":
-        declared |= {*lists["TRAIN"], *lists["PLOT"], *lists["ATTACK"]}
+        declared |= {*lists["TRAIN"], *lists["PLOT"], *lists["ATTACK"], *lists["BENCH"]}
     declared = {"yaml" if name == "pyyaml" else name for name in declared}
     for name in imported(module, MODULES[module]):
         library = name.split(".")[0]

@@ -1,6 +1,7 @@
 """Both kinds of install hold the whole package, and `kernels` never becomes a name of its own."""
 
 import ast
+import json
 import sys
 import zipfile
 from pathlib import Path
@@ -61,9 +62,32 @@ def test_wheel_holds_the_package_and_nothing_else(wheel, sources):
     information = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     expected = {f"infobert_fast/{name}" for name in files_below(sources / "infobert_fast")}
     expected |= {f"infobert_fast/kernels/{name}" for name in files_below(sources / "kernels")}
+    modules = {name for name in files_below(sources / "benchmarks") if name.endswith(".py")}
+    expected |= {f"infobert_fast/benchmarks/{name}" for name in modules}
     assert names - information == expected
     assert "infobert_fast/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in information)
+
+
+def test_benchmarks_run_from_the_wheel(wheel_environment, run, tmp_path):
+    """Without a clone: its own suites are found by name, and a suite of the user's passes through the same harness."""
+    command = str(wheel_environment.python.with_name("infobert"))
+    (tmp_path / "bench_own.py").write_text(
+        "import torch\n"
+        "IMPLEMENTATIONS = {'square': torch.square}\n"
+        "def test_squares(measure, gate, implementation, function):\n"
+        "    gate(implementation, lambda: None)\n"
+        "    measure(lambda: function(torch.ones(8)))\n"
+    )
+    own = ["own", "--folder", ".", "--seconds", "0.01", "--output", "own.json"]
+    assert "squares" in run([command, "bench", *own], tmp_path)
+    assert json.loads((tmp_path / "own.json").read_text())["rows"][0]["implementation"] == "square"
+    found = wheel_environment.run("from infobert_fast.cli.bench import _suites; print(_suites())")
+    assert Path(found).parts[-3:] == ("infobert_fast", "benchmarks", "suites")
+    assert wheel_environment.python.parents[1] in Path(found).parents
+    command = [str(wheel_environment.python), "-m", "pytest", "--collect-only", "-q", "-o", "python_files=bench_*.py"]
+    command += ["-p", "infobert_fast.benchmarks.harness.plugin", f"{found}/bench_separable.py"]
+    assert "test_clip" in run(command, wheel_environment.elsewhere)
 
 
 def test_command_starts(wheel_environment, run):

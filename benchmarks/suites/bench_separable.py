@@ -16,10 +16,10 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from measuring import DEVICE, Work
 from torch import Tensor
 
 from infobert_fast import functional, reference
+from infobert_fast.benchmarks.harness.measuring import DEVICE, Work
 
 WIDTH, SCALE = 768, 20.0
 SIZES = (512, 2048, 8192) if DEVICE == "cpu" else (1024, 4096, 16384, 65536)

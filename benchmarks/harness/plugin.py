@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import DEVICE, Work, ceilings, clock, flush, machine, peak_mib
+
+from infobert_fast.benchmarks.harness.measuring import DEVICE, Work, ceilings, clock, flush, machine, peak_mib
 
 CANDIDATES: dict[str, Callable[..., Any]] = {}  # --candidate NAME=module:function
 

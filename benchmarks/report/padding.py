@@ -1,6 +1,6 @@
 """What padding costs on real sentence pairs, counted: tokens and FLOPs that an encoder computes over those it needs.
 
-``python benchmarks/padding.py`` batches SNLI and MultiNLI's training pairs in each of the ways that the trainer offers.
+``python benchmarks/report/padding.py`` batches SNLI and MultiNLI's training pairs in each of the trainer's ways.
 The corpora and RoBERTa's vocabulary are read from the folder ``INFOBERT_FAST_DATA`` (default ``../shared/data``). These
 are counts, no timings: they are the same on every machine. ``--output FILE`` also writes them as JSON.
 """

@@ -1,4 +1,4 @@
-"""Pictures and tables of a page from the result files: ``python benchmarks/report.py [PAGE ...]``.
+"""Pictures and tables of a page from the result files: ``python benchmarks/report/pages.py [PAGE ...]``.
 
 Between ``<!-- table: DEVICE GROUP TEST -->`` and ``<!-- end -->`` a page holds the table of one benchmark function,
 between ``<!-- picture: DEVICE NAME -->`` and ``<!-- end -->`` a picture; DEVICE is a folder of ``benchmarks/results``.
@@ -15,11 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import growth
-from pictures import draw_growth, draw_pairs, draw_step
-from reading import RESULTS, Row, read, read_traffic, select
-
 from infobert_fast.aside import write_text
+from infobert_fast.benchmarks.model import growth
+from infobert_fast.benchmarks.report.pictures import draw_growth, draw_pairs, draw_step
+from infobert_fast.benchmarks.report.reading import RESULTS, Row, read, read_traffic, select
 from infobert_fast.cli.bench import MEASURED
 
 DEFAULT_PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
@@ -200,9 +199,8 @@ def _traffic(folder: Path, kind: str) -> str:
     """Bytes that a rank received, beside the model's, and the error; one rank, which receives nothing, is left out."""
     rows = [row for row in growth.held(read_traffic(folder)) if row.kind == kind and row.ranks > 1]
     if not rows:
-        return (
-            f"*Not counted yet: `python benchmarks/traffic.py --output benchmarks/results/{folder.name}/ranks.json`.*\n"
-        )
+        command = f"python benchmarks/model/traffic.py --output benchmarks/results/{folder.name}/ranks.json"
+        return f"*Not counted yet: `{command}`.*\n"
     lines = [
         [
             row.what,
@@ -258,7 +256,7 @@ def main() -> None:
         new = render(text, given.results, page.stem)
         if given.check:
             if new != text:
-                sys.exit(f"{page} does not show the results: run python benchmarks/report.py {page}")
+                sys.exit(f"{page} does not show the results: run python benchmarks/report/pages.py {page}")
             continue
         for kind, named in re.findall(r"<!-- (table|picture): ([^>]*?) -->", text):
             device, _, name = named.partition(" ")

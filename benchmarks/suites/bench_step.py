@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from measuring import DEVICE, Work
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from infobert_fast import InfoNCE, functional, reference
 from infobert_fast.adversary import FreeLB
+from infobert_fast.benchmarks.harness.measuring import DEVICE, Work
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
 from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.models.forward import Batch, PerturbedModel

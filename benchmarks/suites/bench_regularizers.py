@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from measuring import DEVICE, Work
 from torch import Tensor
 
 from infobert_fast import functional
+from infobert_fast.benchmarks.harness.measuring import DEVICE, Work
 from infobert_fast.functional import Implementation
 
 SHAPES = [(4, 24, 768), *([(32, 128, 768)] if DEVICE == "cpu" else [(32, 128, 1024), (256, 128, 1024)])]

@@ -130,12 +130,16 @@ def _least(call: Callable[[], Any], rounds: int = 7) -> float:
     return min(seconds)  # a ceiling is the best that was seen
 
 
+def _version(library: str) -> str:
+    return importlib.metadata.version(library) if importlib.util.find_spec(library) else "none"
+
+
 def machine() -> dict[str, str]:
     """Device, driver, versions, date; nothing that names a host or a person."""
     facts = {
         "torch": torch.__version__,
-        "triton": importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "none",
-        "transformers": importlib.metadata.version("transformers"),
+        "triton": _version("triton"),
+        "transformers": _version("transformers"),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

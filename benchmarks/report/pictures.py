@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import growth
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from reading import Row, select
+
+from infobert_fast.benchmarks.model import growth
+from infobert_fast.benchmarks.report.reading import Row, select
 
 INK, QUIET, RULE, OURS = "#1d1f21", "#62676c", "#dfe1e3", "#0067a5"
 COLOURS = {

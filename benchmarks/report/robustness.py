@@ -1,4 +1,4 @@
-"""The runs of ``robustness.sh`` as the tables of docs/robustness.md: ``python benchmarks/robustness.py [RUNS]``.
+"""The runs of ``robustness.sh`` as the tables of docs/robustness.md: ``python benchmarks/report/robustness.py [RUNS]``.
 
 RUNS is the folder that they were made in; without it the committed results are drawn as they are. A deviation is that
 of a sample (n - 1), over seeds.
@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reading import RESULTS
-
 from infobert_fast.aside import write_text
+from infobert_fast.benchmarks.report.reading import RESULTS
 from infobert_fast.cli.files import write_json
 
 CONTENT = RESULTS / "cpu" / "robustness.json"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from measuring import DEVICE
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForSequenceClassification
 
+from infobert_fast.benchmarks.harness.measuring import DEVICE
 from infobert_fast.data.demo import ATTRIBUTES, OBJECTS, demo_corpus, demo_tokenizer
 from infobert_fast.data.labels import LABELS
 from infobert_fast.evaluation.accuracy import predict

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from measuring import DEVICE, Work
 from torch import Tensor
 
 from infobert_fast import InfoNCE, functional, reference
+from infobert_fast.benchmarks.harness.measuring import DEVICE, Work
 
 WIDTH, HIDDEN = 768, 300
 SIZES = (128, 256, 512, 1024, 2048) if DEVICE == "cpu" else (256, 1024, 4096, 16384)

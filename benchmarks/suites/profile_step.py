@@ -1,9 +1,9 @@
 """Where a training step's time, operators and memory go, with the regularisers and without.
 
-``python benchmarks/profile_step.py`` runs the trainer's step on a RoBERTa under ``torch.profiler``: InfoBERT (version
-6) and, with all else equal, FreeLB alone (version -1). It prints each part's share of the time (of the device where
-there is one), how many operators and kernel launches a pass takes, nested operators included, and the memory that a
-step adds. ``--output`` writes the same as JSON, ``--trace`` timelines for a browser's tracing page.
+``python benchmarks/suites/profile_step.py`` runs the trainer's step on a RoBERTa under ``torch.profiler``: InfoBERT
+(version 6) and, with all else equal, FreeLB alone (version -1). It prints each part's share of the time (of the
+device where there is one), how many operators and kernel launches a pass takes, nested operators included, and the
+memory that a step adds. ``--output`` writes the same as JSON, ``--trace`` timelines for a browser's tracing page.
 
 Parts are labelled here and not in the step, so that it pays nothing for labels that nobody reads. Under the profiler an
 operator costs more than otherwise, and a small one relatively most: read shares, not times.
@@ -22,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from measuring import DEVICE, machine, peak_mib
 from rich.console import Console
 from rich.table import Table
 from torch.autograd import DeviceType
@@ -31,6 +30,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from infobert_fast import InfoNCE, functional
 from infobert_fast.adversary import FreeLB
+from infobert_fast.benchmarks.harness.measuring import DEVICE, machine, peak_mib
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
 from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.models.forward import Batch, PerturbedModel

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from measuring import DEVICE, Work
 from torch import Tensor
 
 from infobert_fast import InfoNCE, reference
+from infobert_fast.benchmarks.harness.measuring import DEVICE, Work
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
 
 SHAPE = (32, 128, 768) if DEVICE == "cpu" else (256, 128, 1024)  # batch, length, width

@@ -2,8 +2,8 @@
 
 Operations, bytes and what ranks send each other are counted; the machine's ceilings turn them into seconds, with one
 efficiency for each family of kernels and one time an operator, each fitted at ONE measured size. ``python
-benchmarks/growth.py FOLDER``, a device's results, prints what the model says of all other measured sizes, with its
-error, its bytes beside those that traffic.py counted, and then sizes far beyond. Without a folder the ceilings are
+benchmarks/model/growth.py FOLDER``, a device's results, prints what the model says of all other measured sizes, with
+its error, its bytes beside those that traffic.py counted, and then sizes far beyond. Without a folder the ceilings are
 published peaks, given as arguments, and every efficiency is 1: what kernels reach is less.
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from costs import CLUB_OPERATORS, Cost, Negatives, critic, encoder, exchanged, path, step
-from reading import Row, read, read_traffic, select
+
+from infobert_fast.benchmarks.model.costs import CLUB_OPERATORS, Cost, Negatives, critic, encoder, exchanged, path, step
+from infobert_fast.benchmarks.report.reading import Row, read, read_traffic, select
 
 FAMILIES = ("pairs", "products", "around")
 

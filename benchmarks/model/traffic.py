@@ -1,4 +1,6 @@
-"""What ranks send each other, counted: ``python benchmarks/traffic.py --output benchmarks/results/cpu/ranks.json``.
+"""What ranks send each other, counted.
+
+``python benchmarks/model/traffic.py --output benchmarks/results/cpu/ranks.json``
 
 Starts 1, 2 and 4 processes on this machine, over gloo, or over NCCL where there is a GPU for each, and counts every
 rank's collectives: of the estimator and the regularisers over all ranks, forward and backward, and of one optimisation
@@ -22,11 +24,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from collectives import Traffic, Watch
 from torch import Tensor
 
 import infobert_fast
 from infobert_fast import InfoNCE, functional
+from infobert_fast.benchmarks.model.collectives import Traffic, Watch
 from infobert_fast.cli.files import write_json
 from infobert_fast.regularizers import AnchoredFeature, InformationBottleneck
 

@@ -1,0 +1,1 @@
+"""What grows with what: operations, bytes and what ranks send."""
