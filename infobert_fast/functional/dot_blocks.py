@@ -1,6 +1,7 @@
 """Row and column log-sum-exp of a matrix of dot products in plain PyTorch: the twin of ``kernels/separable.py``.
 
-``u_ij = scale <y_i, x_j>`` is made one block at a time, and again for the gradient: memory is O(N d) plus a block.
+``u_ij = scale <y_i, x_j>`` is made one block at a time, and again for the gradient: memory is O(N d) plus a block. Up
+to ``KEPT_BLOCKS`` blocks are kept for the gradient instead, which then needs no product more than autograd's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from infobert_fast.kernels.once import first_order
 from infobert_fast.kernels.pairs import Terms
 
 __all__ = ["logsumexp"]
+
+
+KEPT_BLOCKS = 16  # 64 MiB of scores on a CPU
 
 
 def block_scores(device: torch.device) -> int:
@@ -46,8 +50,12 @@ def _scores(x: Tensor, y: Tensor, scale: Tensor, i: slice, j: slice) -> Tensor:
     return _product(y[i], x[j].t(), scale.dtype).mul_(scale)
 
 
-def separable_forward(x: Tensor, y: Tensor, scale: Tensor, terms: Terms, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """``(lse_i [I], lse_j [J])`` in float32 at least; the second is empty unless ``symmetric``."""
+def separable_forward(
+    x: Tensor, y: Tensor, scale: Tensor, terms: Terms, symmetric: bool, kept: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """``(lse_i [I], lse_j [J])`` in float32 at least; the second is empty unless ``symmetric``. Blocks of scores join
+    ``kept``.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.device.type == "cpu":
         x, y = x.to(dtype), y.to(dtype)  # once, not once a block
@@ -55,7 +63,10 @@ def separable_forward(x: Tensor, y: Tensor, scale: Tensor, terms: Terms, symmetr
     lse_i = x.new_full((y.shape[0],), -torch.inf, dtype=dtype)
     lse_j = x.new_full((x.shape[0] if symmetric else 0,), -torch.inf, dtype=dtype)
     for i, j in _blocks(y, x):
-        u = terms.take(_scores(x, y, scale, i, j), i, j)
+        u = _scores(x, y, scale, i, j)
+        if kept is not None:
+            kept.append(u)
+        u = terms.take(u, i, j)
         lse_i[i] = torch.logaddexp(lse_i[i], torch.logsumexp(u, 1))
         if symmetric:
             lse_j[j] = torch.logaddexp(lse_j[j], torch.logsumexp(u, 0))
@@ -73,6 +84,7 @@ def separable_backward(
     terms: Terms,
     symmetric: bool,
     need: Sequence[bool],
+    kept: Sequence[Tensor] = (),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``(dx, dy, dscale)``, None where not needed: ``dy = scale W x``, ``dx = scale W' y`` with
     ``W_ij = grad_i exp(u_ij - lse_i) + grad_j exp(u_ij - lse_j)``, in float32 at least.
@@ -82,8 +94,8 @@ def separable_backward(
     wide_x, wide_y, wide = x.to(dtype), y.to(dtype), scale.to(dtype)
     sum_x, sum_y = torch.zeros_like(wide_x), torch.zeros_like(wide_y)
     sums_y = need_y or (need_scale and not need_x)
-    for i, j in _blocks(y, x) if need_x or sums_y else ():
-        u = _scores(wide_x, wide_y, wide, i, j)
+    for n, (i, j) in enumerate(_blocks(y, x)) if need_x or sums_y else ():
+        u = kept[n] if kept else _scores(wide_x, wide_y, wide, i, j)
         taken = terms.take(u, i, j)
         w = torch.exp(taken - lse_i[i].unsqueeze(1)).mul_(grad_i[i].unsqueeze(1))
         if symmetric:
@@ -117,18 +129,21 @@ class _Logsumexp(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         x, y = x.to(dtype), y.to(dtype)  # exact: they hold values of this dtype
-        lse_i, lse_j = separable_forward(x, y, scale, Terms(columns, rows, keep_pair, clip), symmetric)
-        ctx.save_for_backward(lse_i, lse_j, x, y, scale, columns, rows)
+        fit = x.shape[0] * y.shape[0] <= KEPT_BLOCKS * block_scores(x.device)
+        kept: list[Tensor] | None = [] if fit and any(ctx.needs_input_grad[:3]) else None
+        lse_i, lse_j = separable_forward(x, y, scale, Terms(columns, rows, keep_pair, clip), symmetric, kept)
+        ctx.save_for_backward(lse_i, lse_j, x, y, scale, columns, rows, *(kept or ()))
         ctx.options = keep_pair, clip, symmetric
         return lse_i, lse_j
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad_i: Tensor, grad_j: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, columns, rows = ctx.saved_tensors
+        lse_i, lse_j, x, y, scale, columns, rows, *kept = ctx.saved_tensors
         keep_pair, clip, symmetric = ctx.options
         terms = Terms(columns, rows, keep_pair, clip)
-        gradients = separable_backward(grad_i, grad_j, *tensors, terms, symmetric, ctx.needs_input_grad[:3])
+        operands = grad_i, grad_j, lse_i, lse_j, x, y, scale
+        gradients = separable_backward(*operands, terms, symmetric, ctx.needs_input_grad[:3], kept)
         return *gradients, *(None,) * 6
 
 

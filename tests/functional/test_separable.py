@@ -268,6 +268,30 @@ def test_a_zero_row_has_no_direction(implementation):
     assert gradients[0][2].abs().max() == gradients[1][1].abs().max() == 0
 
 
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_scores_that_fit_are_kept(monkeypatch, blocks):
+    """The same bits as scores made again, and one product a block fewer; nothing is kept beyond a limit."""
+    monkeypatch.setattr(dot_blocks, "block_scores", lambda device: 24 * 24 // blocks)
+    inputs = [normal[:, :5].to(DEVICE) for normal in operands("dot", 24, 24)[:2]]
+    inputs.append(torch.tensor(1.7, dtype=F64, device=DEVICE))
+    labels = torch.arange(24, device=DEVICE) // 2
+    results, products = [], []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            products[-1] += function is torch.ops.aten.mm.default
+            return function(*args, **(kwargs or {}))
+
+    for limit in (blocks, 0):
+        monkeypatch.setattr(dot_blocks, "KEPT_BLOCKS", limit)
+        products.append(0)
+        with Watch():
+            bound = bound_of(separable_info_nce, "dot", labels=labels, symmetric=True)
+            results.append(value_and_grads(bound, inputs))
+    assert products == [blocks, 2 * blocks]
+    assert all(torch.equal(kept, again) for kept, again in zip(*results, strict=True))
+
+
 def test_strided_inputs():
     inputs = operands("bilinear", 9, 9)
     strided = [tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for tensor in inputs]
