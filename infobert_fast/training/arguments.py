@@ -287,6 +287,7 @@ class InfoBertArguments(TrainingArguments):
                 f"needs a pass before the last (adv_steps >= 2) and anchors (version 4, 5 or 6): use 'current'"
             )
         checks.choice("smoothness_dropout", self.smoothness_dropout, ("fresh", "same"))
+        self._methods()
         self.smoothness()
         checks.choice("nonfinite", self.nonfinite, ("stop", "skip"))
         if self.nonfinite == "skip" and self.version in (0, 1):
@@ -317,13 +318,15 @@ class InfoBertArguments(TrainingArguments):
 
     def smoothness(self, kind: Divergence = "symmetric_kl") -> SmoothnessObjective | None:
         """The objective's comparison of two predictions by a divergence; None where it has none."""
-        methods: dict[str, SMART | R3F | RDrop] = {
+        if self.objective not in ("smart", "r3f", "rdrop"):
+            return None
+        return SmoothnessObjective(self._methods()[self.objective], kind, self.smoothness_dropout == "same")
+
+    def _methods(self) -> dict[str, SMART | R3F | RDrop]:
+        return {
             "smart": SMART(
                 self.smart_weight, self.smart_epsilon, self.smart_step_size, self.smart_noise_std, self.smart_steps
             ),
             "r3f": R3F(self.r3f_weight, self.r3f_scale, self.r3f_noise),
             "rdrop": RDrop(self.rdrop_weight),
         }
-        if self.objective not in methods:
-            return None
-        return SmoothnessObjective(methods[self.objective], kind, self.smoothness_dropout == "same")

@@ -25,7 +25,7 @@ class TermLog:
         Does not wait for the device.
         """
         names = [name for name in terms if name != "loss"]
-        values = torch.stack([terms[name].double() for name in names])
+        values = torch.stack([terms[name] for name in names]).double()
         if not self._weight:
             self._names, self._sum, self._low, self._high = names, weight * values, values, values
         else:

@@ -218,6 +218,7 @@ class InfoBertTrainer(ReliableTrainer):
             with counted_flops(bare) as flops:
                 perturbed.feature = settle_feature(perturbed, runner.bare, batch, asked)
             self._throughput.flops_per_token = sum(flops) / batch.input_ids.numel()
+        perturbed.with_states = self._bottleneck is not None or self._anchored is not None
         return runner
 
     def _release(self) -> None:
@@ -326,12 +327,13 @@ class InfoBertTrainer(ReliableTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; counts the sentences of the optimisation step, on all ranks."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        count = torch.tensor(sum(len(batch["lengths"]) for batch in batches))
+        count = sum(len(batch["lengths"]) for batch in batches)
         if self._hosts is None:
-            count *= self.args.world_size
+            self._step_sentences = count * self.args.world_size
         else:
-            torch.distributed.all_reduce(count, group=self._hosts)
-        self._step_sentences = int(count)
+            total = torch.tensor(count)
+            torch.distributed.all_reduce(total, group=self._hosts)
+            self._step_sentences = int(total)
         return batches, items
 
     # Checkpoints.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,16 +51,38 @@ class Batch:
         return mask
 
 
-class Pass(NamedTuple):
-    """What a forward returns: the task loss; ``[batch, length, hidden]`` of the embedding block and of the last layer;
-    the sentence feature ``[batch, hidden]``; the logits by head.
+class Pass:
+    """What a forward returns: the task loss, and what is taken from the model's outputs when it is read, in float32 at
+    least.
     """
 
-    task_loss: Tensor
-    embedded: Tensor
-    last_hidden: Tensor
-    sentence: Tensor
-    logits: tuple[Tensor, ...] = ()
+    def __init__(self, task_loss: Tensor, outputs: Any, batch: Batch, feature: Feature) -> None:
+        self.task_loss = task_loss
+        self._outputs, self._batch, self._feature = outputs, batch, feature
+
+    @functools.cached_property
+    def embedded(self) -> Tensor:
+        """The embedding block's output, ``[batch, length, hidden]``."""
+        hidden = self._outputs.hidden_states[0]
+        return self._cut(hidden if self._batch.packing is None else unpack(self._batch.packing, hidden))
+
+    @functools.cached_property
+    def last_hidden(self) -> Tensor:
+        """The last layer's output, ``[batch, length, hidden]``."""
+        return self._cut(self._outputs.hidden_states[-1])
+
+    @functools.cached_property
+    def sentence(self) -> Tensor:
+        """The sentence feature, ``[batch, hidden]``."""
+        return sentence_feature(self.last_hidden, self._batch.attention_mask, self._feature)
+
+    @functools.cached_property
+    def logits(self) -> tuple[Tensor, ...]:
+        """By head."""
+        return tuple(_full(self._outputs[name]) for name in HEADS if name in self._outputs)
+
+    def _cut(self, hidden: Tensor) -> Tensor:
+        return _full(hidden[:, : self._batch.input_ids.shape[1]])  # some encoders fill their input up to whole blocks
 
 
 def own_loss(call: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -82,6 +105,7 @@ class PerturbedModel:
         self, model: nn.Module, feature: Feature = "first", loss: LossFunction = own_loss, *, packing: bool = False
     ) -> None:
         self.bare, self.feature, self.loss = model, feature, loss
+        self.with_states = True  # whether hidden states are asked for: without regularisers nobody reads them
         self.words = WordEmbeddings(model)
         self.packed = PackedEncoder(model) if packing else None
 
@@ -101,12 +125,12 @@ class PerturbedModel:
         Raises:
             ValueError: for a model that does not return its hidden states.
         """
-        recorded = _Recorded(call)
+        recorded = _Recorded(call, self.with_states)
         rows = contextlib.nullcontext() if self.packed is None else self.packed.rows(batch.packing)
         with self.words.shifted(delta), rows:
             loss, outputs = self.loss(recorded, batch.inputs)
         outputs = recorded.outputs if outputs is None else outputs
-        if getattr(outputs, "hidden_states", None) is None:
+        if self.with_states and getattr(outputs, "hidden_states", None) is None:
             raise ValueError(
                 f"`model` ({type(self.bare).__name__}) returned {_described(outputs)} and no `hidden_states`, from "
                 f"which the regularisers are computed: it must take output_hidden_states=True and return a ModelOutput"
@@ -114,25 +138,19 @@ class PerturbedModel:
         return loss, outputs
 
     def __call__(self, call: Callable[..., Any], batch: Batch, delta: Tensor | None = None) -> Pass:
-        """As :meth:`outputs`; states and logits in float32 at least."""
-        loss, outputs = self.outputs(call, batch, delta)
-        embedded, last = outputs.hidden_states[0], outputs.hidden_states[-1]
-        if batch.packing is not None:
-            embedded = unpack(batch.packing, embedded)
-        length = batch.input_ids.shape[1]  # some encoders fill their input up to whole blocks
-        embedded, last = _full(embedded[:, :length]), _full(last[:, :length])
-        logits = tuple(_full(outputs[name]) for name in HEADS if name in outputs)
-        return Pass(loss, embedded, last, sentence_feature(last, batch.attention_mask, self.feature), logits)
+        """As :meth:`outputs`."""
+        return Pass(*self.outputs(call, batch, delta), batch, self.feature)
 
 
 class _Recorded:
-    """Stands in the model's place for a loss function, asks for hidden states and keeps the outputs."""
+    """Stands in the model's place for a loss function, asks for hidden states where they are read, and keeps the outputs."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., Any], with_states: bool) -> None:
         self._call, self.outputs = call, None
+        self._more = {"output_hidden_states": True} if with_states else {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.outputs = self._call(*args, **{**kwargs, "output_hidden_states": True})
+        self.outputs = self._call(*args, **{**kwargs, **self._more})
         return self.outputs
 
     def __getattr__(self, name: str) -> Any:

@@ -24,7 +24,7 @@ from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.models.forward import Batch, Pass
 from infobert_fast.training.reliability.guard import mark_nonfinite
 from infobert_fast.training.steps.replay import RandomReplay
-from infobert_fast.training.steps.terms import Terms, detached, mean_of
+from infobert_fast.training.steps.terms import Terms, detached, mean_of, times
 
 __all__ = ["AnchorSource", "Objective", "infobert_step", "step_seed"]
 
@@ -136,9 +136,9 @@ def infobert_step(objective: Objective, batch: Batch, runner: Runner, seed: int)
                 bound = anchored(critic, states.embedded, states.sentence, grad, mask, lengths, joint.pairs)
                 terms["afr_lower_bound"] = bound
                 loss = loss - objective.alpha * joint.afr_weight * bound
-            terms["loss"] = loss * batch.weight
+            terms["loss"] = times(loss, batch.weight)
             seen.append(detached(terms))
-            runner.backward(mark_nonfinite(loss * (batch.weight / passes)), last)
+            runner.backward(mark_nonfinite(times(loss, batch.weight / passes)), last)
         if not last:
             assert delta is not None
             # The backward left the whole loss's gradient in delta.grad. Without anchors that is g, at FreeLB's 3 units.

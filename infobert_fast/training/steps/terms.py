@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Terms", "detached", "mean_of"]
+__all__ = ["Terms", "detached", "mean_of", "times"]
 
 
 class Terms(NamedTuple):
@@ -22,8 +22,15 @@ def detached(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: term.detach().float() for name, term in terms.items()}
 
 
+def times(loss: Tensor, weight: float) -> Tensor:
+    """``loss * weight``; of weight 1, which standard training has, the loss itself and no operation."""
+    return loss if weight == 1 else loss * weight
+
+
 def mean_of(passes: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of each term over the passes."""
+    if len(passes) == 1:
+        return dict(passes[0])
     sums: dict[str, Tensor] = {}
     for terms in passes:
         for name, term in terms.items():
