@@ -31,6 +31,8 @@ PLOT = ["matplotlib>=3.8"]
 # Only for parts of speech in `infobert attack --keep_part_of_speech`; its tagger is downloaded by its own command.
 ATTACK = ["nltk>=3.9"]
 
+PEFT = ["peft>=0.21"]  # adapters, for whoever wraps a model in them: nothing here imports it
+
 DEV = [
     "build>=1.2",
     "hypothesis>=6.100",
@@ -61,7 +63,7 @@ setup(
     package_dir={"infobert_fast": "infobert_fast", "infobert_fast.kernels": "kernels"},
     package_data={"infobert_fast": ["py.typed", "configs/**"]},
     install_requires=CORE,
-    extras_require={"train": TRAIN, "plot": PLOT, "attack": ATTACK, "dev": [*TRAIN, *PLOT, *DEV]},
+    extras_require={"train": TRAIN, "plot": PLOT, "attack": ATTACK, "peft": PEFT, "dev": [*TRAIN, *PLOT, *PEFT, *DEV]},
     entry_points={"console_scripts": ["infobert=infobert_fast.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infobert_fast.data.packing import Packing
-from infobert_fast.training.models.feature import Feature, sentence_feature
+from infobert_fast.training.models.feature import Feature, last_marks, sentence_feature
 from infobert_fast.training.models.packing import PackedEncoder, unpack
 from infobert_fast.training.models.perturbation import WordEmbeddings
 
@@ -32,12 +32,14 @@ class Batch:
         weight: what the micro-batch counts in its optimisation step; it multiplies every term. 1 / accumulation steps
             where all micro-batches are of one size.
         packing: where the encoder stack runs packed.
+        left_padded: whether a sentence begins with padding.
     """
 
     inputs: Mapping[str, Any]
     lengths: Sequence[int]
     weight: float = 1.0
     packing: Packing | None = None
+    left_padded: bool = False
 
     @property
     def input_ids(self) -> Tensor:
@@ -114,7 +116,16 @@ class PerturbedModel:
         return loss, outputs
 
     def __call__(self, call: Callable[..., Any], batch: Batch, delta: Tensor | None = None) -> Pass:
-        """As :meth:`outputs`; states and logits in float32 at least."""
+        """As :meth:`outputs`; states and logits in float32 at least.
+
+        Raises:
+            ValueError: for a batch padded on the left where the first token stands for a sentence.
+        """
+        if batch.left_padded and self.feature == "first":
+            raise ValueError(
+                f"a sentence of the batch begins with padding, where the head of `model` ({type(self.bare).__name__}) "
+                f"reads a state: set tokenizer.padding_side = 'right'"
+            )
         loss, outputs = self.outputs(call, batch, delta)
         embedded, last = outputs.hidden_states[0], outputs.hidden_states[-1]
         if batch.packing is not None:
@@ -122,7 +133,10 @@ class PerturbedModel:
         length = batch.input_ids.shape[1]  # some encoders fill their input up to whole blocks
         embedded, last = _full(embedded[:, :length]), _full(last[:, :length])
         logits = tuple(_full(outputs[name]) for name in HEADS if name in outputs)
-        return Pass(loss, embedded, last, sentence_feature(last, batch.attention_mask, self.feature), logits)
+        marks = batch.attention_mask
+        if self.feature == "last":
+            marks = last_marks(batch.input_ids, marks, self.bare)
+        return Pass(loss, embedded, last, sentence_feature(last, marks, self.feature), logits)
 
 
 class _Recorded:
