@@ -34,6 +34,8 @@ ATTACK = ["nltk>=3.9"]
 
 BENCH = ["pytest>=8.0", "pytest-benchmark>=5.0"]
 
+PEFT = ["peft>=0.21"]  # adapters, for whoever wraps a model in them: nothing here imports it
+
 DEV = [
     "build>=1.2",
     "hypothesis>=6.100",
@@ -75,8 +77,9 @@ setup(
         "train": TRAIN,
         "plot": PLOT,
         "attack": ATTACK,
+        "peft": PEFT,
         "bench": [*TRAIN, *BENCH],
-        "dev": [*TRAIN, *PLOT, *BENCH, *DEV],
+        "dev": [*TRAIN, *PLOT, *BENCH, *PEFT, *DEV],
     },
     entry_points={"console_scripts": ["infobert=infobert_fast.cli:main"]},
     classifiers=[

@@ -127,7 +127,8 @@ def main() -> None:
     for step in range(args.steps):
         for micro in range(args.accumulation):
             inputs = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in next(train).items()}
-            batch = Batch(inputs, inputs.pop("lengths"), weight=1 / args.accumulation)
+            known = {name: inputs.pop(name) for name in ("lengths", "left_padded")}  # what our collator adds
+            batch = Batch(inputs, **known, weight=1 / args.accumulation)
             with contextlib.nullcontext() if micro == args.accumulation - 1 else runner.deferred():
                 terms = infobert_step(objective, batch, runner, step_seed(0, rank, step, micro))
         if optimizer is None:

@@ -29,6 +29,7 @@ from infobert_fast.evaluation.accuracy import Accuracy, label_order
 from infobert_fast.evaluation.attack import Limits, Outcome, attack, run
 from infobert_fast.evaluation.recipes import RECIPES, Recipe, substitutions
 from infobert_fast.evaluation.scoring import probabilities, similarities
+from infobert_fast.training.models.feature import declared_feature
 from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
@@ -64,7 +65,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     model = load_model(given.model, given.model_labels)
     label_order(model, task)  # refuses a model of another task before the work begins
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    check_padding(tokenizer, "model")
+    check_padding(tokenizer, "model", left=declared_feature(model) in ("mean", "last"))
     check_max_length(given.max_length, tokenizer, len(task.texts))
 
     def sizes(model: PreTrainedModel) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from infobert_fast.evaluation.aside import write_text
 from infobert_fast.evaluation.calibrate import TELLS, Calibration, calibrate
 from infobert_fast.evaluation.calibrate_picture import draw_calibration
 from infobert_fast.training.look import check_architecture
+from infobert_fast.training.models.feature import declared_feature
 from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
@@ -64,7 +65,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     check_architecture(model)
     output_of = output_order(model, task)
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    check_padding(tokenizer, "model")
+    check_padding(tokenizer, "model", left=declared_feature(model) in ("mean", "last"))
     given.max_length = within_positions(model, given.max_length)
     check_max_length(given.max_length, tokenizer, len(task.texts))
     rows: list[dict[str, Any]] = []

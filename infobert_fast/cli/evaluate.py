@@ -23,6 +23,7 @@ from infobert_fast.data.tokenization import check_max_length, check_padding
 from infobert_fast.evaluation.accuracy import label_order, output_order
 from infobert_fast.evaluation.suite import SUITES, resolve, suite_task
 from infobert_fast.training.look import check_architecture
+from infobert_fast.training.models.feature import declared_feature
 from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
@@ -85,7 +86,7 @@ def _loaded(name: str, given: argparse.Namespace, sets: Sets) -> Loaded:
     if sets.train is not None:
         check_architecture(model)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    check_padding(tokenizer, "model")
+    check_padding(tokenizer, "model", left=declared_feature(model) in ("mean", "last"))
     max_length = within_positions(model, given.max_length or (384 if questions else 128))
     if questions:
         question_room(tokenizer, max_length, given.doc_stride)

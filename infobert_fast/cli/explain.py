@@ -25,6 +25,7 @@ from infobert_fast.evaluation.explain import KINDS, Explanation, Kind, explain, 
 from infobert_fast.evaluation.explain_page import PARTS, explanation_page, rows, verdict, words
 from infobert_fast.evaluation.explain_picture import draw_explanations
 from infobert_fast.training.look import check_architecture
+from infobert_fast.training.models.feature import declared_feature
 from infobert_fast.training.models.perturbation import within_positions
 
 __all__ = ["prepare"]
@@ -92,7 +93,7 @@ def prepare(arguments: Sequence[str]) -> Callable[[], Any]:
     # The names of a pair's texts are known where a corpus has them, and of NLI by its labels.
     parts = task.texts if corpora or {name.lower() for name in label_names(model)} == set(NLI.labels) else PARTS
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    check_padding(tokenizer, "model")
+    check_padding(tokenizer, "model", left=declared_feature(model) in ("mean", "last"))
     given.max_length = within_positions(model, given.max_length)
     check_max_length(given.max_length, tokenizer, max(map(len, texts)))
     return lambda: _explain(given, model, tokenizer, texts, labels, parts)

@@ -58,10 +58,13 @@ def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, texts:
         )
 
 
-def check_padding(tokenizer: PreTrainedTokenizerBase, argument: str) -> None:
-    """Refuse a tokenizer that cannot pad, or pads where the token stands that stands for the sentence."""
+def check_padding(tokenizer: PreTrainedTokenizerBase, argument: str, *, left: bool = False) -> None:
+    """Refuse a tokenizer that cannot pad, or pads where the token stands that stands for the sentence.
+
+    ``left`` says that the model does not read a sentence at its first token, so that padding may stand there.
+    """
     where = f"`{argument}` was {tokenizer.name_or_path}, whose tokenizer"
-    if tokenizer.padding_side != "right":
+    if tokenizer.padding_side != "right" and not left:
         raise ValueError(
             f"{where} pads on the {tokenizer.padding_side}; a sentence must begin at its first token: set "
             f'"padding_side": "right" in its tokenizer_config.json'

@@ -17,7 +17,7 @@ from infobert_fast.data.tasks import NLI, Task
 from infobert_fast.data.tokenization import tokenize
 from infobert_fast.estimators import InfoNCE
 from infobert_fast.evaluation.accuracy import output_order
-from infobert_fast.training.look import settle_feature
+from infobert_fast.training.look import check_sight, settle_feature
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 
 __all__ = ["Information", "measure_each", "measure_information"]
@@ -99,6 +99,7 @@ def measure_each(
             batch = Batch(inputs, inputs["attention_mask"].sum(1).tolist())
             if not settled:
                 perturbed.feature, settled = settle_feature(perturbed, model, batch, None), True
+                check_sight(perturbed, model, batch)
             yield _features(perturbed, batch, cl, ch)
 
     try:

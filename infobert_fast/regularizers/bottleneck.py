@@ -108,10 +108,11 @@ class InformationBottleneck(nn.Module):
                 raise ValueError(
                     f"`max_length` was {self.max_length}; a batch is {embedded.shape[1]} tokens long: raise it"
                 )
-            x = nn.functional.pad(embedded * attention_mask.unsqueeze(-1).to(embedded.dtype), (0, 0, 0, short)).flatten(
-                1
-            )
-            y = sentence
+            kept = embedded * attention_mask.unsqueeze(-1).to(embedded.dtype)
+            # Tokens first, wherever the padding lies: the network knows a token by its place in the sentence.
+            tokens_first = torch.argsort(attention_mask == 0, dim=1, stable=True).unsqueeze(-1)
+            kept = kept.gather(1, tokens_first.expand_as(kept))
+            x, y = nn.functional.pad(kept, (0, 0, 0, short)).flatten(1), sentence
         else:
             rows = torch.argsort(attention_mask.flatten() == 0, stable=True)[: sum(lengths)]
             x, y = embedded.flatten(0, 1)[rows], last_hidden.flatten(0, 1)[rows]

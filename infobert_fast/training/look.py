@@ -9,13 +9,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from infobert_fast.data.packing import Packing, lay_out
-from infobert_fast.training.models.feature import Feature, declared_feature, read_by_head
+from infobert_fast.training.models.feature import (
+    Feature,
+    declared_feature,
+    last_marks,
+    place_of,
+    read_by_head,
+    sentence_feature,
+)
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.steps.replay import RandomReplay
 
-__all__ = ["check_architecture", "check_packing", "counted_flops", "settle_feature", "untouched"]
+__all__ = ["check_architecture", "check_packing", "check_sight", "counted_flops", "settle_feature", "untouched"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +32,14 @@ def check_architecture(model: Any) -> None:
     """Refuse a model whose states are not those of the input's tokens.
 
     Raises:
-        ValueError: for an encoder with a decoder.
+        ValueError: for an encoder with a decoder, and for tokens that `peft` puts before the text.
     """
+    for adapter in (getattr(model, "peft_config", None) or {}).values():
+        if adapter.is_prompt_learning:
+            raise ValueError(
+                f"`model` has a {type(adapter).__name__}, which puts tokens of its own before the text, so "
+                f"that states are no longer its tokens': use LoRA or another adapter of weights"
+            )
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(
             f"`model` ({type(model).__name__}) has a decoder, whose states are none of the input's tokens: use an "
@@ -54,39 +68,78 @@ def settle_feature(model: PerturbedModel, call: Callable[..., Any], batch: Batch
     """The sentence feature: what was asked for, or what the head reads, which the gradient of the task loss tells.
 
     The loss is differentiated with respect to the last hidden states: only those that the head reads have a gradient.
-    Where that tells nothing, the configuration is asked, and then the first token's state is taken, as published.
+    Where that tells nothing, the model is asked, and then the first token's state is taken, as published.
 
     Args:
         model, call, batch: as for :meth:`PerturbedModel.outputs`.
         asked: the feature to take; None for the one that the head reads.
 
     Raises:
-        ValueError: for a model whose loss does not depend on its word embeddings, and for a causal one whose first
-            token would stand for the sentence it does not see.
+        ValueError: for a model whose loss does not depend on its word embeddings, whose hidden states carry no
+            gradient, or whose head reads the state of padding.
     """
     mask = batch.attention_mask
     delta = model.words.zeros(mask.shape, mask.device).requires_grad_()
-    loss, outputs = model.outputs(call, batch, delta)
-    last = outputs.hidden_states[-1]
+    with model.words.settled(batch.input_ids):
+        loss, outputs = model.outputs(call, batch, delta)
+    name, last = type(model.bare).__name__, outputs.hidden_states[-1]
+    if not (last.requires_grad and outputs.hidden_states[0].requires_grad):
+        raise ValueError(
+            f"`model` ({name}) returns hidden states that carry no gradient, so that the regularisers could not train "
+            f"it: choose another encoder"
+        )
     by_delta, by_state = torch.autograd.grad(loss, (delta, last), allow_unused=True)
-    name = type(model.bare).__name__
     if by_delta is None:
         raise ValueError(
             f"the loss of `model` ({name}) does not depend on what its word embeddings return: the perturbation would "
             f"have no effect; choose an encoder that reads `get_input_embeddings()`"
         )
-    read = None if by_state is None else read_by_head(by_state[:, : mask.shape[1]], mask)
-    feature = asked or read or declared_feature(cast(Any, model.bare).config) or "first"
-    if feature == "first" and read == "first" and _sees_one_token(by_delta, mask):
+    read = None
+    if by_state is not None:  # a model may return copies of its states, of which the loss does not know
+        by_state = by_state[:, : mask.shape[1]]
+        read = read_by_head(by_state, mask, last_marks(batch.input_ids, mask, model.bare))
+    seen = by_delta if by_state is None else by_state
+    if read is None and bool((seen.float().norm(dim=-1) * (mask == 0)).any()):
         raise ValueError(
-            f"`model` ({name}) is causal: its first token sees nothing of the sentence it stands for; use a "
-            f"bidirectional encoder, or a classifier that reads the last token"
+            f"the head of `model` ({name}) reads the state of padding in this batch: set tokenizer.padding_side to the "
+            f"side away from the token that it reads, and the model's `pad_token_id` to the tokenizer's"
         )
+    feature = asked or read or declared_feature(model.bare) or "first"
     if read is not None and feature != read:
         logger.warning("`global_feature` is %r; the head of %s reads %r, another state", feature, name, read)
     else:
         logger.info("sentence feature: %s%s", feature, ", which the head reads" if read else "")
     return feature
+
+
+def check_sight(model: PerturbedModel, call: Callable[..., Any], batch: Batch) -> None:
+    """Refuse a first token that stands for its sentence and sees none of it.
+
+    In a forward of its own, whatever the feature is: an engine may free a graph behind its first traversal, and take
+    each forward for one of all ranks. Reads the host.
+
+    Args:
+        model, call, batch: as for :meth:`PerturbedModel.outputs`, with the feature that was settled.
+
+    Raises:
+        ValueError: where the feature is the first token's last state, and that depends on no other token.
+    """
+    mask = batch.attention_mask
+    delta = model.words.zeros(mask.shape, mask.device).requires_grad_()
+    last = model.outputs(call, batch, delta)[1].hidden_states[-1]
+    states = sentence_feature(last[:, : mask.shape[1]], mask, "first")
+    # Any direction would do but the one along the state, whose length a normalisation may hold.
+    direction = torch.linspace(-1, 1, states.shape[-1], dtype=states.dtype, device=states.device)
+    (grad,) = torch.autograd.grad((states * direction).sum(), delta)
+    size = grad.float().norm(dim=-1) * mask
+    if model.feature != "first" or not bool((mask.sum(1) > 1).any()) or not bool(size.any()):
+        return  # another feature, no other token, or states that tell nothing of the input
+    if not bool(size.scatter(1, place_of("first", mask)[:, None], 0.0).any()):
+        raise ValueError(
+            f"the sentence feature of `model` ({type(model.bare).__name__}) would be the first token's state, which "
+            f"sees no other token of its sentence, as in a causal model: use a bidirectional encoder, or a classifier "
+            f"that reads the last one"
+        )
 
 
 def check_packing(model: PerturbedModel, call: Callable[..., Any], batch: Batch) -> None:
@@ -141,26 +194,17 @@ def check_packing(model: PerturbedModel, call: Callable[..., Any], batch: Batch)
         )
 
 
-def _sees_one_token(grad: Tensor, attention_mask: Tensor) -> bool:
-    """Whether a loss read off the first token depends on no other: reads the host."""
-    mask = attention_mask.bool()
-    if not bool((mask.sum(1) > 1).any()):
-        return False
-    size = grad.float().norm(dim=-1) * mask
-    if not bool(size.any()):
-        return False  # features that tell nothing of the input
-    return not bool(size.scatter(1, mask.int().argmax(1)[:, None], 0.0).any())
-
-
 @contextlib.contextmanager
 def counted_flops(model: nn.Module) -> Iterator[list[int]]:
     """A list to which each call of a linear layer within the context adds its FLOPs."""
     found: list[int] = []
 
     def count(layer: nn.Module, args: Any, output: Tensor) -> None:
-        found.append(2 * output.numel() * cast(nn.Linear, layer).in_features)
+        if isinstance(output, Tensor):  # a router's may be several
+            found.append(2 * output.numel() * cast(Tensor, layer.weight).numel() // output.shape[-1])
 
-    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    linear = (nn.Linear, Conv1D)
+    hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, linear)]
     try:
         yield found
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 
 from infobert_fast.training.engines.choice import runner_type
 from infobert_fast.training.models.critic import critic_of
+from infobert_fast.training.models.stock import text_config
 from infobert_fast.training.trainer import InfoBertTrainer
 
 __all__ = ["Plan", "plan_of"]
@@ -94,10 +95,10 @@ def plan_of(trainer: InfoBertTrainer, max_length: int) -> Plan:
 
 def _memory(trainer: InfoBertTrainer, parameters: int, tokens: int) -> dict[str, float]:
     """One rank's memory in MiB: float32 weights and gradients, AdamW's two moments, and one pass's activations."""
-    args, config = trainer.args, trainer.model.config
+    args, config = trainer.args, text_config(trainer.model)
     shared = runner_type(trainer.accelerator).shares(trainer.accelerator)
     whole = 4 * parameters / MIB
-    layers = getattr(config, "num_hidden_layers", None) or config.n_layers
+    layers = config.num_hidden_layers
     a_unit = 2 if args.gradient_checkpointing else 34
     precision = 1 if args.bf16 or args.fp16 else 2
     graphs = 1 if args.smoothness() is None else 2

@@ -30,6 +30,7 @@ from infobert_fast.data.tasks import QUESTION_ANSWERING, Task, task_named
 from infobert_fast.data.tokenization import check_padding, tokenize
 from infobert_fast.metrics.glue import glue_scores
 from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.models.feature import declared_feature
 from infobert_fast.training.models.head import head_order, reorder_head, set_labels
 from infobert_fast.training.models.perturbation import positions_of
 from infobert_fast.training.question_answering import QuestionAnsweringTrainer, QuestionSet
@@ -128,7 +129,8 @@ def build_trainer(model_args: ModelArguments, data_args: DataArguments, args: In
         trainer: InfoBertTrainer = _question_answering(model_args, data_args, args, tokenizer)
     else:
         trainer = _classification(model_args, data_args, args, tokenizer, task_named(task))
-    check_padding(tokenizer, "model_name_or_path")  # of a model that the trainer took
+    left = declared_feature(trainer.model) in ("mean", "last")
+    check_padding(tokenizer, "model_name_or_path", left=left)  # of a model that the trainer took
     return trainer
 
 

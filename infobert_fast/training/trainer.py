@@ -24,14 +24,16 @@ from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.look import (
     check_architecture,
     check_packing,
+    check_sight,
     counted_flops,
     settle_feature,
     untouched,
 )
 from infobert_fast.training.models.compiled import compiled_for_steps
-from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, load_critic
+from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, keep_critic, restore_critic
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.models.perturbation import WordEmbeddings
+from infobert_fast.training.models.stock import stock_of, text_config
 from infobert_fast.training.reliability.reliable import ReliableTrainer
 from infobert_fast.training.steps.infobert import Objective, infobert_step, step_seed
 from infobert_fast.training.steps.smoothness import SmoothnessObjective, divergence_for, smoothness_step
@@ -42,7 +44,7 @@ __all__ = ["InfoBertTrainer"]
 logger = logging.getLogger(__name__)
 
 LEARNED_BOUND = "learned_bound.pt"  # versions 0 and 1, in a checkpoint beside optimizer.pt
-BESIDE = ("lengths", "packing")  # what our collation adds to a batch, and a model does not take
+BESIDE = ("lengths", "left_padded", "packing")  # what our collation adds to a batch, and a model does not take
 
 
 class InfoBertTrainer(ReliableTrainer):
@@ -166,6 +168,11 @@ class InfoBertTrainer(ReliableTrainer):
         if args.torch_compile and self.accelerator.state.dynamo_plugin.dynamic is None:
             self.accelerator.state.dynamo_plugin.dynamic = True  # or the second length would be compiled for again
         self._fit_critic()
+        if not any(p.requires_grad for name, p in self.model.named_parameters() if f"{CRITIC}." not in name):
+            raise ValueError(
+                "`model` has no parameter to train but the critic's: unfreeze some; of `peft`, load the adapter with "
+                "is_trainable=True"
+            )
         runner_type(self.accelerator).prepare(self.model, self.accelerator)
         self._bottleneck = self._make_bottleneck()
         self._anchored = None
@@ -187,7 +194,7 @@ class InfoBertTrainer(ReliableTrainer):
             kind,
             self.args.ib_sampling,
             self.args.ib_partners,
-            hidden_size=self.model.config.hidden_size,
+            hidden_size=text_config(self.model).hidden_size,
             max_length=self.args.ib_max_length,
             average=self.args.world_size > 1,
         ).to(self.args.device, next(self.model.parameters()).dtype)
@@ -201,7 +208,7 @@ class InfoBertTrainer(ReliableTrainer):
         if self.args.version in AFR_VERSIONS:
             attach_critic(self.model, self.args.critic_hidden_dim, self.args.critic_checkpoint)
         elif critic_of(self.model) is not None and self._trial is not None:
-            delattr(self.model, CRITIC)
+            delattr(stock_of(self.model), CRITIC)
 
     def _first_look(self, model: nn.Module, batch: Batch) -> Runner:
         """The run's runner: one forward of the first batch settles what stands for a sentence, and changes nothing."""
@@ -218,6 +225,7 @@ class InfoBertTrainer(ReliableTrainer):
             with counted_flops(bare) as flops:
                 perturbed.feature = settle_feature(perturbed, runner.bare, batch, asked)
             self._throughput.flops_per_token = sum(flops) / batch.input_ids.numel()
+            check_sight(perturbed, runner.bare, batch)
         perturbed.with_states = self._bottleneck is not None or self._anchored is not None
         return runner
 
@@ -244,7 +252,7 @@ class InfoBertTrainer(ReliableTrainer):
             self._begin_step()
         objective = self._objective(batch)
         computed = (batch.input_ids if batch.packing is None else batch.packing.source).numel()
-        self._throughput.count(batch.lengths, computed, objective.units, self.model.config)
+        self._throughput.count(batch.lengths, computed, objective.units, text_config(self.model))
         with self._throughput.timed():
             if isinstance(objective, SmoothnessObjective):
                 terms = smoothness_step(objective, batch, runner, seed)
@@ -260,7 +268,7 @@ class InfoBertTrainer(ReliableTrainer):
         # The mean over the step's sentences on all ranks: every engine divides by the number of ranks.
         weight = len(inputs["lengths"]) * self.args.world_size / self._step_sentences
         packing = Packing(**inputs["packing"]) if "packing" in inputs else None
-        return Batch(_for_the_model(inputs), inputs["lengths"], weight, packing)
+        return Batch(_for_the_model(inputs), inputs["lengths"], weight, packing, inputs["left_padded"])
 
     def _objective(self, batch: Batch) -> Objective | SmoothnessObjective:
         """What the arguments say at this step."""
@@ -338,11 +346,24 @@ class InfoBertTrainer(ReliableTrainer):
 
     # Checkpoints.
 
+    def _write_model(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """And the critic, where what saves the model leaves it out."""
+        super()._write_model(folder, state_dict)
+        if (critic := critic_of(self.model)) is not None and self.args.should_save:
+            keep_critic(critic, folder, state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """As the Trainer's, with our words for a critic that does not fit."""
+        """As the Trainer's; the critic is loaded, or the run does not go on."""
         if self.args.version in AFR_VERSIONS:
-            load_critic(attach_critic(self.model, self.args.critic_hidden_dim), resume_from_checkpoint)
+            restore_critic(attach_critic(self.model, self.args.critic_hidden_dim), resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """As the Trainer's, with the best model's critic; an engine that loads its own state has loaded it."""
+        super()._load_best_model()
+        critic = critic_of(self.model)
+        if critic is not None and not runner_type(self.accelerator).pickled:
+            restore_critic(critic, cast(str, self.state.best_model_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As the Trainer's; the learned bound, which no engine holds, and its optimiser beside them."""
@@ -353,9 +374,15 @@ class InfoBertTrainer(ReliableTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._club is not None and checkpoint is not None and Path(checkpoint, LEARNED_BOUND).is_file():
+        if self._club is not None and checkpoint is not None:
+            file = Path(checkpoint, LEARNED_BOUND)
+            if not file.is_file():
+                raise ValueError(
+                    f"{checkpoint} holds no {file.name}, the learned bound of `version` {self.args.version}, which "
+                    f"would start anew: go on with the checkpoint's version, or give the folder as the model"
+                )
             # Adam counts its steps on the host, and a loaded count stays where it lies: on a device it would be read.
-            state = torch.load(Path(checkpoint, LEARNED_BOUND), map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
             self._club.load_state_dict(state["club"])
             self._club.optimizer.load_state_dict(state["optimizer"])
 

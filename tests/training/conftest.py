@@ -44,6 +44,13 @@ FAMILIES = {
         {**COMMON, "dim": HIDDEN, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 40},
         ("dropout", "attention_dropout", "seq_classif_dropout"),
     ),
+    "gpt2": (
+        "GPT2",
+        {**COMMON, "n_embd": HIDDEN, "n_layer": 2, "n_head": 2, "n_positions": 40, "initializer_range": 0.2},
+        ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    ),
+    "llama": ("Llama", {**BERT_LIKE, "num_key_value_heads": 1}, ("attention_dropout",)),
+    "qwen3": ("Qwen3", {**BERT_LIKE, "num_key_value_heads": 1, "head_dim": 16}, ("attention_dropout",)),
     "modernbert": (
         "ModernBert",
         {**BERT_LIKE, "cls_token_id": 0, "sep_token_id": 2, "local_attention": 8, "reference_compile": False},
@@ -214,10 +221,13 @@ def literal_step() -> Callable[..., dict[str, float]]:
     """The step as it is defined, with nothing of ours in it but the specification; gradients are left in ``.grad``.
 
     Two full backwards a pass; dropout repeated by setting the generator back; pairs listed, shuffled, cut and
-    concatenated. ``settings`` holds the published names. ``delta`` is the random start.
+    concatenated. ``settings`` holds the published names. ``delta`` is the random start. ``feature`` says which state
+    stands for a sentence. A decoder looks for its last token in the ids, so that it gets them: with ``feature="last"``
+    delta is added where the embeddings leave their module.
     """
 
-    def step(model, batch, delta, settings, *, critic=None, club=None, partners=None, shuffle_seed=42, scale=1.0):
+    def step(model, batch, delta, settings, *, critic=None, club=None, partners=None, shuffle_seed=42, scale=1.0,
+             feature="first"):  # fmt: skip
         s = SimpleNamespace(**settings)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         kept = mask.bool()
@@ -231,21 +241,24 @@ def literal_step() -> Callable[..., dict[str, float]]:
             extra = {}
             if model.config.model_type == "roberta":  # positions count from 2 on, over tokens
                 extra["position_ids"] = torch.where(ids != 1, (ids != 1).cumsum(1) + 1, 1)
-            out = model(
-                inputs_embeds=model.get_input_embeddings()(ids) + delta,
-                attention_mask=mask,
-                labels=batch["labels"],
-                output_hidden_states=True,
-                **extra,
-            )
+            words = model.get_input_embeddings()
+            if feature == "last":
+                extra["input_ids"] = ids
+                hook = words.register_forward_hook(lambda module, args, output, delta=delta: output + delta)
+            else:
+                extra["inputs_embeds"] = words(ids) + delta
+            out = model(attention_mask=mask, labels=batch["labels"], output_hidden_states=True, **extra)
+            if feature == "last":
+                hook.remove()
             h0, last = out.hidden_states[0], out.hidden_states[-1]
-            z = last[:, 0]
+            tokens = [row[keep] for row, keep in zip(last, kept, strict=True)]
+            z = torch.stack([{"first": row[0], "last": row[-1], "mean": row.mean(0)}[feature] for row in tokens])
 
             first = out.loss / s.adv_steps
             sums["task_loss"] += out.loss.item() / s.adv_steps
             if s.version in (0, 1, 2, 3, 5, 6):
                 if s.version in (0, 1):
-                    bound = learned_bound(club, s.version, h0, last, mask)
+                    bound = learned_bound(club, s.version, h0, last, z, mask)
                 else:
                     rows = h0[kept] if s.version in (3, 6) else z
                     bound = reference.club(rows) if partners is None else reference.club_sampled(rows, partners[k])
@@ -280,14 +293,15 @@ def literal_step() -> Callable[..., dict[str, float]]:
             delta = reference.freelb_step(delta.detach(), ascent, mask, s.adv_lr, s.adv_max_norm, s.norm_type)
         return sums
 
-    def learned_bound(club, version, h0, last, mask):
+    def learned_bound(club, version, h0, last, z, mask):
         """One likelihood step on detached features, then the bound with the network's weights detached."""
         if version == 1:
             x, y = h0[mask.bool()], last[mask.bool()]
         else:
             padded = torch.zeros(len(h0), LONGEST, h0.shape[-1], dtype=h0.dtype)
-            padded[:, : h0.shape[1]] = h0 * mask.unsqueeze(-1)
-            x, y = padded.flatten(1), last[:, 0]
+            for i, keep in enumerate(mask.bool()):
+                padded[i, : int(keep.sum())] = h0[i, keep]
+            x, y = padded.flatten(1), z
         club.optimizer.zero_grad()
         mu, logvar = club.p_mu(x.detach()), club.p_logvar(x.detach())
         (-reference.gaussian_log_likelihood(mu, logvar, y.detach())).backward()

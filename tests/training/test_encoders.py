@@ -237,7 +237,7 @@ class FirstOfACausal(transformers.GPT2PreTrainedModel):
 def test_causal_models_that_read_the_first_token_are_refused(make_examples, make_trainer):
     config = transformers.GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64, num_labels=3)
     trainer = make_trainer(FirstOfACausal(config), make_examples(lengths=[6] * 4))
-    with pytest.raises(ValueError, match=r"FirstOfACausal.* is causal: its first token sees nothing"):
+    with pytest.raises(ValueError, match=r"FirstOfACausal.* first token's state, which sees no other"):
         trainer.train()
 
 

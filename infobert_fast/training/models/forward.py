@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from infobert_fast.data.packing import Packing
-from infobert_fast.training.models.feature import Feature, sentence_feature
+from infobert_fast.training.models.feature import Feature, last_marks, sentence_feature
 from infobert_fast.training.models.packing import PackedEncoder, unpack
 from infobert_fast.training.models.perturbation import WordEmbeddings
 
@@ -33,12 +33,14 @@ class Batch:
         weight: what the micro-batch counts in its optimisation step; it multiplies every term. 1 / accumulation steps
             where all micro-batches are of one size.
         packing: where the encoder stack runs packed.
+        left_padded: whether a sentence begins with padding.
     """
 
     inputs: Mapping[str, Any]
     lengths: Sequence[int]
     weight: float = 1.0
     packing: Packing | None = None
+    left_padded: bool = False
 
     @property
     def input_ids(self) -> Tensor:
@@ -56,9 +58,9 @@ class Pass:
     least.
     """
 
-    def __init__(self, task_loss: Tensor, outputs: Any, batch: Batch, feature: Feature) -> None:
+    def __init__(self, task_loss: Tensor, outputs: Any, batch: Batch, feature: Feature, model: nn.Module) -> None:
         self.task_loss = task_loss
-        self._outputs, self._batch, self._feature = outputs, batch, feature
+        self._outputs, self._batch, self._feature, self._model = outputs, batch, feature, model
 
     @functools.cached_property
     def embedded(self) -> Tensor:
@@ -74,7 +76,10 @@ class Pass:
     @functools.cached_property
     def sentence(self) -> Tensor:
         """The sentence feature, ``[batch, hidden]``."""
-        return sentence_feature(self.last_hidden, self._batch.attention_mask, self._feature)
+        marks = self._batch.attention_mask
+        if self._feature == "last":
+            marks = last_marks(self._batch.input_ids, marks, self._model)
+        return sentence_feature(self.last_hidden, marks, self._feature)
 
     @functools.cached_property
     def logits(self) -> tuple[Tensor, ...]:
@@ -138,8 +143,17 @@ class PerturbedModel:
         return loss, outputs
 
     def __call__(self, call: Callable[..., Any], batch: Batch, delta: Tensor | None = None) -> Pass:
-        """As :meth:`outputs`."""
-        return Pass(*self.outputs(call, batch, delta), batch, self.feature)
+        """As :meth:`outputs`.
+
+        Raises:
+            ValueError: for a batch padded on the left where the first token stands for a sentence.
+        """
+        if batch.left_padded and self.feature == "first":
+            raise ValueError(
+                f"a sentence of the batch begins with padding, where the head of `model` ({type(self.bare).__name__}) "
+                f"reads a state: set tokenizer.padding_side = 'right'"
+            )
+        return Pass(*self.outputs(call, batch, delta), batch, self.feature, self.bare)
 
 
 class _Recorded:

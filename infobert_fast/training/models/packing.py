@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from infobert_fast.data.packing import Packing
+from infobert_fast.training.models.stock import stock_of
 
 __all__ = ["PackedEncoder", "unpack"]
 
@@ -37,7 +38,7 @@ class PackedEncoder:
             )
         self._packing: Packing | None = None
         self.precision = torch.float32  # in which the stack multiplied when it was last run packed
-        base: Any = model.base_model
+        base: Any = stock_of(model).base_model
         stack = getattr(base, "encoder", None) or getattr(base, "transformer", None)
         if isinstance(stack, nn.Module):
             self._hooks = [

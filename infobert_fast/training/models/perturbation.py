@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infobert_fast.training.models.stock import stock_of, text_config
+
 __all__ = ["WordEmbeddings", "positions_of", "within_positions"]
 
 
@@ -32,6 +34,8 @@ class WordEmbeddings:
         self.width: int = self.module.embedding_dim if isinstance(self.module, nn.Embedding) else _width(self.module)
         self._delta: Tensor | None = None
         self._uses = 0
+        self._ids: Tensor | None = None  # while `settled` looks
+        self._transposed = False
         self._hook = self.module.register_forward_hook(self._add)
 
     def zeros(self, shape: torch.Size, device: torch.device) -> Tensor:
@@ -52,15 +56,46 @@ class WordEmbeddings:
                 f"needs exactly one use: choose a model that embeds its `input_ids` once"
             )
 
+    @contextlib.contextmanager
+    def settled(self, ids: Tensor) -> Iterator[None]:
+        """Within this context a forward tells whether the model embeds ``[batch, length]`` ids as they are, or as
+        ``[length, batch]``; it reads the host.
+
+        Raises:
+            ValueError: in that forward, where the model embeds other ids.
+        """
+        self._ids = ids
+        try:
+            yield
+        finally:
+            self._ids = None
+
     def remove(self) -> None:
         """Take the hook off the model."""
         self._hook.remove()
 
-    def _add(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def _settle(self, ids: Tensor, embedded: Any) -> None:
+        embedded = embedded[:, : ids.shape[1]] if embedded.dim() == 2 and len(embedded) == len(ids) else embedded
+        self._transposed = not torch.equal(embedded, ids)
+        if self._transposed and not torch.equal(embedded, ids.t()):
+            raise ValueError(
+                f"`model` ({self._name}) embeds other ids than its `input_ids`, so that it is unknown which token a "
+                f"perturbation would move: choose another encoder"
+            )
+
+    def _add(self, module: nn.Module, args: Any, output: Any) -> Any:
         delta = self._delta
         if delta is None:
             return None
         self._uses += 1
+        if self._ids is not None and args:
+            self._settle(self._ids, args[0])
+        if isinstance(output, tuple) and output[1:] == (None,):  # with the scale of a quantised table, here of none
+            return self._shift(output[0], delta), None
+        return self._shift(output, delta)
+
+    def _shift(self, output: Any, delta: Tensor) -> Tensor:
+        delta = delta.transpose(0, 1) if self._transposed else delta
         if not isinstance(output, Tensor) or output.dim() != 3:
             raise ValueError(
                 f"`model` ({self._name}) has word embeddings that return no [batch, length, d] tensor, to which a "
@@ -74,21 +109,38 @@ class WordEmbeddings:
         missing = output.shape[1] - delta.shape[1]
         if output.shape[0] != delta.shape[0] or missing < 0 or output.shape[2] != delta.shape[2]:
             raise ValueError(
-                f"`model` ({self._name}) embeds a batch of {list(delta.shape[:2])} tokens as {list(output.shape)}; "
-                f"the perturbation needs [batch, length, {delta.shape[2]}]: choose another encoder"
+                f"`model` ({self._name}) embeds tokens as {list(output.shape)}; the perturbation is "
+                f"{list(delta.shape)}: choose another encoder"
             )
         # Some encoders fill their input up to whole blocks, on the right.
         return output + (nn.functional.pad(delta, (0, 0, 0, missing)) if missing else delta)
 
 
+# What models call their table of learned or computed positions.
+TABLES = (
+    "position_embeddings",
+    "embed_positions",
+    "wpe",
+    "positions_embed",
+    "char_position_embeddings",
+    "pos_encoding",
+)
+
+
 def positions_of(model: nn.Module) -> int | None:
-    """Tokens of the longest input that the model has learned positions for; None where it keeps no table of them."""
-    base: Any = getattr(model, "base_model", model)
-    table = getattr(getattr(base, "embeddings", None), "position_embeddings", None)
-    if not isinstance(table, nn.Embedding):
-        return None
-    # RoBERTa and its kin count from behind the padding's place.
-    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    """Tokens of the longest input that the model has positions for; None where it keeps no table of them."""
+    most = getattr(text_config(model), "max_position_embeddings", None)
+    for module in stock_of(model).modules():
+        for name in TABLES:
+            table: Any = getattr(module, name, None)
+            rows = getattr(table, "weight", table)
+            if isinstance(rows, Tensor) and rows.dim() == 2:
+                # RoBERTa and its kin count from behind the padding's place. Others leave rows unused.
+                count = getattr(table, "num_embeddings", len(rows))
+                padding = getattr(table, "padding_idx", None)
+                count -= 0 if padding is None else padding + 1
+                return count if most is None else min(count, most)
+    return getattr(text_config(model), "max_seq_len", None)  # of MPT, whose biases are made for so many
 
 
 def within_positions(model: nn.Module, max_length: int) -> int:

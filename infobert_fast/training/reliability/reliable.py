@@ -19,7 +19,7 @@ from infobert_fast.training.engines.runner import Runner
 from infobert_fast.training.reliability import checkpoints
 from infobert_fast.training.reliability.guard import NonfiniteGuard
 from infobert_fast.training.reliability.order import SameOrder, examples_of
-from infobert_fast.training.reliability.resume import find_checkpoint, run_record
+from infobert_fast.training.reliability.resume import find_checkpoint, frozen_digest, run_record
 from infobert_fast.training.steps.replay import RandomReplay
 from infobert_fast.training.termlog import TermLog
 
@@ -43,6 +43,7 @@ class ReliableTrainer(Trainer):
     def __init__(self, model: Any, args: InfoBertArguments, **kwargs: Any) -> None:
         self._trial: Any = None
         super().__init__(model, args, **kwargs)
+        self._base = frozen_digest(self.model)  # before an engine cuts the weights up
         self.add_callback(SameOrder())
         self._found: str | None = None  # by checkpoint_of, for the train() that follows
         self._staging: Path | None = None  # while a checkpoint is being written, where
@@ -119,7 +120,9 @@ class ReliableTrainer(Trainer):
     def _record(self) -> dict[str, Any]:
         engine = runner_type(self.accelerator)
         name = engine.class_of(self.model).__name__
-        return run_record(self.args, self.model, name, self.train_dataset, engine.describe(self.accelerator))
+        return run_record(
+            self.args, self.model, name, self.train_dataset, engine.describe(self.accelerator), self._base
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer's, into a temporary folder, which becomes the checkpoint when all ranks have written."""
@@ -170,11 +173,16 @@ class ReliableTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As the Trainer's; outside a checkpoint each file is written aside and renamed, the weights last."""
+        folder = Path(output_dir or self._get_output_dir(None))
         if self._staging is not None or not self.args.should_save:
-            super()._save(output_dir, state_dict)
+            self._write_model(folder, state_dict)
             return
-        with checkpoints.replacing(Path(output_dir or self._get_output_dir(None))) as temporary:
-            super()._save(str(temporary), state_dict)
+        with checkpoints.replacing(folder) as temporary:
+            self._write_model(temporary, state_dict)
+
+    def _write_model(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        """Write the model's files, whole or in a checkpoint that is being built."""
+        super()._save(str(folder), state_dict)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """As the Trainer's; with it what this rank has not logged yet."""

@@ -18,7 +18,7 @@ from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.reliability import checkpoints
 from infobert_fast.training.steps.replay import RandomReplay
 
-__all__ = ["find_checkpoint", "run_record"]
+__all__ = ["find_checkpoint", "frozen_digest", "run_record"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +40,21 @@ FREE = {
     "peak_tflops",
     "profile_regularizers",
 }
-PROBES = 32  # examples read to tell one dataset from another
+PROBES = 32  # examples read to tell one dataset from another; of a frozen weight about as many values
+ORIGINS = ("base_model_name_or_path", "auto_mapping", "inference_mode", "revision", "peft_version")
 
 
 def run_record(
-    args: InfoBertArguments, model: PreTrainedModel, model_class: str, dataset: Any, engine: str
+    args: InfoBertArguments,
+    model: PreTrainedModel,
+    model_class: str,
+    dataset: Any,
+    engine: str,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint's manifest says of its run: ``run``, on which the results depend, and ``environment``, on which
-    their last bits may. ``model_class`` is the model's class before an engine wrapped it.
+    their last bits may. ``model_class`` is the model's class before an engine wrapped it, ``base``
+    :func:`frozen_digest` of the model.
     """
     settings = args.to_dict()
     names = [*STOCK, *(name for name in InfoBertArguments.__annotations__ if name not in FREE)]
@@ -62,7 +69,7 @@ def run_record(
             "world_size": args.world_size,
             "engine": engine,
             "arguments": {name: settings[name] for name in names if name in settings},
-            "model": {"class": model_class, "config": config},
+            "model": {"class": model_class, "config": config, "adapters": _adapters(model), "frozen_weights": base},
             "train_dataset": _describe(dataset, args.device),
         },
         "environment": {
@@ -144,6 +151,30 @@ def differences(then: Any, now: Any, name: str = "") -> list[str]:
         common = [key for key in then if key in now]
         return [line for key in common for line in differences(then[key], now[key], f"{name}.{key}" if name else key)]
     return [] if then == now else [f"{name}: {then!r} -> {now!r}"]
+
+
+def frozen_digest(model: Any) -> str | None:
+    """A digest of weights that adapters leave as they are, and which no checkpoint of adapters holds: a few values of
+    each. None for a model without adapters, or none at hand.
+    """
+    if not getattr(model, "peft_config", None):
+        return None
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        if value.requires_grad or "original_module" in name:  # which `peft` keeps of a module that it copies
+            continue
+        few = value.detach().flatten()[:: max(1, value.numel() // PROBES)]
+        digest.update(repr((name, few.tolist())).encode())
+    return digest.hexdigest()
+
+
+def _adapters(model: Any) -> dict[str, Any]:
+    """The settings of a model's adapters by name, in an order of their own; where they came from is left out."""
+    settings = {}
+    for name, config in (getattr(model, "peft_config", None) or {}).items():
+        plain = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+        settings[name] = {key: v for key, v in plain.items() if key not in ORIGINS}
+    return settings
 
 
 def _describe(dataset: Any, device: torch.device) -> dict[str, Any]:
