@@ -23,7 +23,15 @@ from infobert_fast.training.models.feature import (
 from infobert_fast.training.models.forward import Batch, PerturbedModel
 from infobert_fast.training.steps.replay import RandomReplay
 
-__all__ = ["check_architecture", "check_packing", "check_sight", "counted_flops", "settle_feature", "untouched"]
+__all__ = [
+    "check_architecture",
+    "check_packing",
+    "check_sight",
+    "counted_flops",
+    "first_look",
+    "settle_feature",
+    "untouched",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +53,31 @@ def check_architecture(model: Any) -> None:
             f"`model` ({type(model).__name__}) has a decoder, whose states are none of the input's tokens: use an "
             f"encoder alone"
         )
+
+
+def first_look(model: PerturbedModel, call: Callable[..., Any], batch: Batch, asked: Feature | None) -> float:
+    """Settle ``model.feature`` on a run's first batch, and check what must hold for the run; nothing stays changed.
+
+    These forwards are not compiled. They also let torch.compile see one graph: transformers installs its hooks for
+    hidden states in a model's first forward, which would break the graph there.
+
+    Args:
+        model, call, batch, asked: as for :func:`settle_feature`.
+
+    Returns:
+        FLOPs of a forward's linear layers, per token.
+
+    Raises:
+        ValueError: as :func:`check_packing`, :func:`settle_feature` and :func:`check_sight`.
+    """
+    device = batch.attention_mask.device
+    with untouched(model.bare, device):
+        check_packing(model, call, batch)
+    with untouched(model.bare, device):
+        with counted_flops(model.bare) as flops:
+            model.feature = settle_feature(model, call, batch, asked)
+        check_sight(model, call, batch)
+    return sum(flops) / batch.input_ids.numel()
 
 
 @contextlib.contextmanager

@@ -21,14 +21,7 @@ from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.batches import by_tokens, check_batches, grouped_by_length, sizes_differ
 from infobert_fast.training.engines.choice import runner_for, runner_type
 from infobert_fast.training.engines.runner import Runner
-from infobert_fast.training.look import (
-    check_architecture,
-    check_packing,
-    check_sight,
-    counted_flops,
-    settle_feature,
-    untouched,
-)
+from infobert_fast.training.look import check_architecture, first_look
 from infobert_fast.training.models.compiled import compiled_for_steps
 from infobert_fast.training.models.critic import CRITIC, attach_critic, critic_of, keep_critic, restore_critic
 from infobert_fast.training.models.forward import Batch, PerturbedModel
@@ -211,21 +204,13 @@ class InfoBertTrainer(ReliableTrainer):
             delattr(stock_of(self.model), CRITIC)
 
     def _first_look(self, model: nn.Module, batch: Batch) -> Runner:
-        """The run's runner: one forward of the first batch settles what stands for a sentence, and changes nothing."""
+        """The run's runner, once a look at the first batch has settled what stands for a sentence."""
         bare = self.accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
         perturbed = PerturbedModel(bare, loss=self._loss, packing=self.args.packing)
         runner = runner_for(self.accelerator, perturbed, model)
         self._runner = runner  # from here on released, whatever happens
         asked = None if self.args.global_feature == "auto" else self.args.global_feature
-        with untouched(bare, self.args.device):
-            check_packing(perturbed, runner.bare, batch)
-        with untouched(bare, self.args.device):
-            # This forward is not compiled. It also lets torch.compile see one graph: transformers installs its hooks
-            # for hidden states in a model's first forward, which would break the graph there.
-            with counted_flops(bare) as flops:
-                perturbed.feature = settle_feature(perturbed, runner.bare, batch, asked)
-            self._throughput.flops_per_token = sum(flops) / batch.input_ids.numel()
-            check_sight(perturbed, runner.bare, batch)
+        self._throughput.flops_per_token = first_look(perturbed, runner.bare, batch, asked)
         perturbed.with_states = self._bottleneck is not None or self._anchored is not None
         return runner
 

@@ -108,7 +108,7 @@ def test_the_first_look_leaves_the_random_state(make_model, make_examples, make_
         model = make_model()
         trainer = make_trainer(model, make_examples(4), version=-1, adv_steps=1, adv_init_mag=0.0)
         if not look:
-            monkeypatch.setattr("infobert_fast.training.trainer.settle_feature", lambda *args: "first")
+            monkeypatch.setattr("infobert_fast.training.trainer.first_look", lambda *args: 0.0)
         torch.manual_seed(3)
         trainer.train()
         found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
