@@ -102,8 +102,7 @@ def test_engines_run(words, reader):
         timeout=600,
     )
     if "--fsdp_config" in words:  # which nothing shards on a CPU
-        assert done.returncode == 2, done.stderr[-6000:]
-        assert "fsdp" in done.stderr.splitlines()[-1]
+        assert done.returncode and re.search("^infobert train: .*fsdp", done.stderr, re.MULTILINE), done.stderr[-6000:]
     else:
         assert done.returncode == 0, done.stderr[-6000:]
 
