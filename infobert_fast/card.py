@@ -42,8 +42,9 @@ def trained_card(
     """
     if (card := _read(folder, task)) is None:
         return
+    about: Any = card.data
     if not Path(base_model).exists():  # the hub knows no folders
-        card.data.base_model = base_model
+        about.base_model = base_model
     lines = [f"Fine-tuned from `{base_model}` for `{task}` with infobert-fast.", ""]
     lines += [f"* {use}: {', '.join(f'`{name}`' for name in names)}" for use, names in data.items() if names]
     lines += ["", *_table(("setting", "value"), settings), "", *_table(("measure", "value"), metrics)]
@@ -62,9 +63,10 @@ def scored_card(folder: Path, *, task: str, results: Mapping[str, Mapping[str, A
     """
     if (card := _read(folder, task)) is None:
         return
+    about: Any = card.data
     new = [
         EvalResult(
-            task_type=card.data.pipeline_tag,
+            task_type=about.pipeline_tag,
             dataset_type=re.sub(r"[^\w./-]+", "-", name),
             dataset_name=name,
             metric_type=measure,
@@ -75,9 +77,9 @@ def scored_card(folder: Path, *, task: str, results: Mapping[str, Mapping[str, A
         for measure in _measures(row)
     ]
     replaced = {(result.dataset_name, result.metric_type) for result in new}
-    kept = [old for old in card.data.eval_results or [] if (old.dataset_name, old.metric_type) not in replaced]
-    card.data.eval_results = [*kept, *new]
-    card.data.model_name = card.data.model_name or folder.resolve().name
+    kept = [old for old in about.eval_results or [] if (old.dataset_name, old.metric_type) not in replaced]
+    about.eval_results = [*kept, *new]
+    about.model_name = about.model_name or folder.resolve().name
     shown = {name: {m: f"{100 * row[m]:.1f}" for m in _measures(row)} for name, row in results.items()}
     names = list(dict.fromkeys(measure for row in shown.values() for measure in row))
     lines = [
@@ -109,9 +111,10 @@ def _read(folder: Path, task: str) -> ModelCard | None:
         return None
     if not isinstance(card.data, ModelCardData):
         card.data = ModelCardData()
-    card.data.library_name = card.data.library_name or "transformers"
-    card.data.pipeline_tag = card.data.pipeline_tag or PIPELINES.get(task, "text-classification")
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
+    about: Any = card.data
+    about.library_name = about.library_name or "transformers"
+    about.pipeline_tag = about.pipeline_tag or PIPELINES.get(task, "text-classification")
+    about.tags = list(dict.fromkeys([*(about.tags or []), *TAGS]))
     return card
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedModel
 
 from infobert_fast import checks
+from infobert_fast.aside import write_text
 from infobert_fast.cli.files import check_picture
 from infobert_fast.cli.models import MODEL_LABELS, load_model
 from infobert_fast.data.corpora import load_many
@@ -21,7 +22,6 @@ from infobert_fast.data.source import draw
 from infobert_fast.data.tasks import TASKS
 from infobert_fast.data.tokenization import check_max_length, check_padding, tokenize
 from infobert_fast.evaluation.accuracy import output_order
-from infobert_fast.evaluation.aside import write_text
 from infobert_fast.evaluation.calibrate import TELLS, Calibration, calibrate
 from infobert_fast.evaluation.calibrate_picture import draw_calibration
 from infobert_fast.training.look import check_architecture

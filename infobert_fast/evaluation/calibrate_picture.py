@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from infobert_fast.evaluation.aside import aside
+from infobert_fast.aside import aside
 from infobert_fast.evaluation.calibrate import Calibration
 
 __all__ = ["draw_calibration"]

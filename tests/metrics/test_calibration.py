@@ -58,13 +58,13 @@ def test_mcnemars_published_example():
 
 def test_the_paired_interval_is_scipys():
     random = np.random.default_rng(1)
-    first = random.random(150) < 0.6
-    second = np.where(random.random(150) < 0.8, first, random.random(150) < 0.8)
+    first = random.random(600) < 0.6
+    second = np.where(random.random(600) < 0.8, first, random.random(600) < 0.8)
 
     def difference(a, b, axis=-1):
         return b.mean(axis) - a.mean(axis)
 
-    found = paired_interval(lambda rows: difference(first[rows], second[rows]), 150, resamples=4_000)
+    found = paired_interval(lambda rows: difference(first[rows], second[rows]), 600, resamples=4_000)
     expected = stats.bootstrap(
         (first.astype(float), second.astype(float)),
         difference,
@@ -73,9 +73,9 @@ def test_the_paired_interval_is_scipys():
         n_resamples=20_000,
         rng=np.random.default_rng(0),
     ).confidence_interval
-    # Both are quantiles of means over 150: a step of one example is 1 / 150.
-    assert found == pytest.approx((expected.low, expected.high), abs=1 / 150 + 1e-9)
-    assert found == paired_interval(lambda rows: difference(first[rows], second[rows]), 150, resamples=4_000)
+    # Both are quantiles of means over 600: a step of one example is 1 / 600.
+    assert found == pytest.approx((expected.low, expected.high), abs=1 / 600 + 1e-9)
+    assert found == paired_interval(lambda rows: difference(first[rows], second[rows]), 600, resamples=4_000)
     # Apart, the models would seem less certain: the pairing matters.
-    apart = 1.96 * np.sqrt(first.var() / 150 + second.var() / 150)
+    apart = 1.96 * np.sqrt(first.var() / 600 + second.var() / 600)
     assert found[1] - found[0] < 2 * apart * 0.8
