@@ -8,8 +8,11 @@ SHAPES = ("tt.splat", "tt.expand_dims", "tt.broadcast", "arith.extsi", "arith.tr
 # factors that keep a product in range: a position among a row's columns is one of fewer than 2^31; launchers copy a
 # matrix whose units lie too far apart (`near_units`)
 IN_RANGE = re.compile(r"_per_split$|_per_program$|_unit$")
-# a short chunk's own rows, at most 64: in 64 bits this address costs chunk_backward two registers too many
-SHORT = "dx_ptr + first * H + (o_r[:, None] * H"
+# products that are bounded by what they are made of, where 64 bits would cost instructions or registers
+BOUNDED = {
+    "dx_ptr + first * H + (o_r[:, None] * H": "a short chunk's own rows, at most 64",
+    "o_i[:, None] * u_row + o_j[None, :]": "a block of dot products, at most 2^26",
+}
 
 
 def narrow_products(text):
@@ -25,7 +28,7 @@ def narrow_products(text):
         values[name] = operation, operands, rest, place
         if operation == "tt.addptr":
             reported |= {source(places, at) for at in wrapping(values, operands[1])}
-    return {line for line in reported if SHORT not in line}
+    return {line for line in reported if not any(known in line for known in BOUNDED)}
 
 
 def wrapping(values, name):
