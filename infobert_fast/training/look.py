@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -132,7 +132,9 @@ def settle_feature(model: PerturbedModel, call: Callable[..., Any], batch: Batch
         by_state = by_state[:, : mask.shape[1]]
         read = read_by_head(by_state, mask, last_marks(batch.input_ids, mask, model.bare))
     seen = by_delta if by_state is None else by_state
-    if read is None and bool((seen.float().norm(dim=-1) * (mask == 0)).any()):
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+    of_sentences = isinstance(logits, Tensor) and logits.dim() == 2  # answers have a logit a token, padding's too
+    if read is None and of_sentences and bool((seen.float().norm(dim=-1) * (mask == 0)).any()):
         raise ValueError(
             f"the head of `model` ({name}) reads the state of padding in this batch: set tokenizer.padding_side to the "
             f"side away from the token that it reads, and the model's `pad_token_id` to the tokenizer's"
