@@ -157,7 +157,7 @@ class PerturbedModel:
 
 
 class _Recorded:
-    """Stands in the model's place for a loss function, asks for hidden states where they are read, keeps the outputs."""
+    """Stands in the model's place for a loss function, asks for hidden states where told, and keeps the outputs."""
 
     def __init__(self, call: Callable[..., Any], with_states: bool) -> None:
         self._call, self.outputs = call, None
