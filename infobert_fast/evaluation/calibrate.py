@@ -118,6 +118,7 @@ def calibrate(
             f"the mean loss is {loss:.3f} nats, where a model that knows nothing has {chance:.3f}: train it first, "
             f"without an adversary (--objective vanilla), and calibrate then"
         )
+    rises: dict[str, tuple[float, ...]]
     rises = {attack: tuple(float(value) for value in values[1:] - values[0]) for attack, values in losses.items()}
     adv_lr = _radius_of(rise, radii[1:], rises["one-ascent"])
     terms, held_out = _terms(model, tokenizer, tokens, cl, ch, batch_size, seed)
@@ -145,7 +146,7 @@ def _radius_of(rise: float, radii: Sequence[float], rises: Sequence[float]) -> f
 
 
 def _chance(model: PreTrainedModel) -> float:
-    classes = model.config.num_labels
+    classes: int = model.config.num_labels or 1
     answers = type(model).__name__.endswith("ForQuestionAnswering")
     return math.nan if classes == 1 or answers else math.log(classes)
 

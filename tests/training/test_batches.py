@@ -14,7 +14,7 @@ LENGTHS = [3, 3, 4, 4, 4, 5, 6, 7, 9, 11]
 
 
 class Seen(TrainerCallback):
-    """The sentences of each micro-batch, read where the model is called; the first two calls are the look at the first."""
+    """The sentences of each micro-batch, read where the model is called; the first two calls are the first look."""
 
     def __init__(self, model):
         self.batches, self.looks = [], 2
