@@ -29,6 +29,7 @@ from infobert_fast.training.models.perturbation import WordEmbeddings
 from infobert_fast.training.models.stock import stock_of, text_config
 from infobert_fast.training.reliability.reliable import ReliableTrainer
 from infobert_fast.training.steps.infobert import Objective, infobert_step, step_seed
+from infobert_fast.training.steps.replay import check_device
 from infobert_fast.training.steps.smoothness import SmoothnessObjective, divergence_for, smoothness_step
 from infobert_fast.training.throughput import ModuleTimer, Throughput, peak_tflops_of, throughput_line
 
@@ -66,8 +67,9 @@ class InfoBertTrainer(ReliableTrainer):
             the trainer build them.
 
     Raises:
-        ValueError: for a model without word embeddings or in half precision, several GPUs in one process, or an engine
-            whose settings would train something else: each with the setting to change.
+        ValueError: for a device other than a CPU or CUDA's, a model without word embeddings or in half precision,
+            several GPUs in one process, or an engine whose settings would train something else: each with the setting
+            to change.
 
     Example:
         >>> args = InfoBertArguments("out", learning_rate=2e-5, adv_steps=3, version=6)
@@ -97,6 +99,7 @@ class InfoBertTrainer(ReliableTrainer):
             raise TypeError(
                 f"`args` was a {type(args).__name__}; it must be an InfoBertArguments, which extends TrainingArguments"
             )
+        check_device(args.device)
         if model is not None:
             _check_model(model)
         super().__init__(

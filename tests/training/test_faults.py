@@ -1,5 +1,7 @@
 """What may go wrong around a training, and what then happens; the table in docs/reliability.md lists these."""
 
+import copy
+import dataclasses
 import json
 import os
 import resource
@@ -13,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from infobert_fast.training.reliability import checkpoints
+from infobert_fast import InfoBertArguments
+from infobert_fast.training.reliability import checkpoints, resume
 
 SETTINGS = {
     "adv_steps": 2,
@@ -282,3 +285,36 @@ def test_a_new_run_in_a_used_folder_resumes_its_own_checkpoints(run, tmp_path):
     run(max_steps=4, save_total_limit=2)
     assert checkpoints.newest(tmp_path / "run") == tmp_path / "run" / "checkpoint-4"
     assert names(tmp_path / "run") == ["checkpoint-2", "checkpoint-4"]
+
+
+# ---- what a checkpoint remembers of its run
+
+
+def test_every_argument_is_recorded_or_free(make_model, make_arguments):
+    """A free one has its reason; a change of any other is told by name."""
+    free = [name for names in resume.FREE.values() for name in names]
+    known = {field.name for field in dataclasses.fields(InfoBertArguments)}
+    assert len(free) == len(set(free))
+    args, model = make_arguments(), make_model()
+    recorded = resume.run_record(args, model, "Bert", None, "none")["run"]["arguments"]
+    assert recorded.keys() == known - set(free)
+    changes = {"weight_decay": 0.3, "adam_beta1": 0.1, "adam_beta2": 0.5, "adam_epsilon": 1e-3, "max_grad_norm": 7.0,
+        "label_smoothing_factor": 0.2, "neftune_noise_alpha": 5.0, "learning_rate": 0.4, "cl": 0.1,
+        "global_feature": "mean", "tf32": False, "auto_find_batch_size": True}  # fmt: skip
+    for name, value in changes.items():
+        changed = copy.deepcopy(args)
+        setattr(changed, name, value)
+        other = resume.run_record(changed, model, "Bert", None, "none")["run"]["arguments"]
+        (line,) = resume.differences(recorded, other)
+        assert line.startswith(f"{name}: ")
+
+
+def test_a_folder_that_ranks_do_not_share_is_no_checkpoint(make_trainer, make_model, make_examples, tmp_path):
+    trainer = make_trainer(make_model(), make_examples(4))
+    with pytest.raises(OSError, match=r"lacks the files of ranks \[0\]: it must be a folder that all nodes share"):
+        trainer._check_shared(tmp_path)
+    (tmp_path / "progress_0.pt").touch()
+    trainer._check_shared(tmp_path)
+    (tmp_path / "progress_0.pt").unlink()
+    trainer.args.save_on_each_node = True
+    trainer._check_shared(tmp_path)

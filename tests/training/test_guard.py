@@ -118,16 +118,20 @@ def test_a_skipped_step_is_left_out_of_logged_means(monkeypatch, make_model, mak
     )
     trainer.train()
     single = [line["task_loss"] for line in trainer.state.log_history if "task_loss" in line]
+    logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert logged[:2] + logged[3:] == pytest.approx(single, rel=1e-6)  # a line a step: the skipped one's is no mean
     trainer = make_trainer(
         make_model(),
         make_examples(16),
         nonfinite="skip",
         **SETTINGS | {"learning_rate": 0.0, "version": -1, "logging_steps": 4},
     )
-    trainer.train()
+    mean = trainer.train().training_loss
     (line,) = [line for line in trainer.state.log_history if "loss" in line]
     assert len(single) == 3
+    assert mean == pytest.approx(sum(single) / 3, rel=1e-6)
     assert line["task_loss"] == pytest.approx(sum(single) / 3)
+    assert line["loss"] == pytest.approx(sum(single) / 3, rel=1e-6)
     assert line["skipped_steps"] == 1
 
 

@@ -12,6 +12,7 @@ from infobert_fast import checks, functional
 from infobert_fast.adversary import FreeLB
 from infobert_fast.regularizers import AFR_VERSIONS, VERSIONS, AnchoredFeature, InformationBottleneck
 from infobert_fast.training.engines.runner import Runner
+from infobert_fast.training.models.forward import PerturbedModel
 from infobert_fast.training.steps.infobert import Objective, infobert_step, step_seed
 
 PUBLISHED = {
@@ -463,3 +464,29 @@ def test_a_clean_pass_comes_first_and_weighs_as_much(
     found, expected = gradients(model), gradients(twin)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=0)
+
+
+class Probing(Runner):
+    """As an engine whose graphs are traversed once: the input gradient takes a forward of its own."""
+
+    second_forward = True
+
+
+@pytest.mark.parametrize("sampling", ["exact", "sampled"])
+@pytest.mark.parametrize("anchor_source", ["current", "previous"])
+def test_a_second_forward_repeats_the_first(
+    make_model, make_examples, pad, make_critic, run_step, objective, gradients, assert_close, sampling, anchor_source
+):
+    """Dropout on, partners drawn: the same random numbers in a pass's two forwards, and in the next pass's."""
+    settings = {**PUBLISHED, "adv_steps": 2, "ib_sampling": sampling, "anchor_source": anchor_source, "beta": 2.0}
+    found, terms, batch = [], [], pad(make_examples(4))
+    for kind in (Runner, Probing):
+        model = make_model(dropout=0.3, dtype=torch.float64, num_hidden_layers=1)
+        critic = make_critic(model)
+        torch.manual_seed(99)
+        terms.append(run_step(model, batch, objective(settings, critic), runner=kind(PerturbedModel(model))))
+        found.append(gradients(model))
+        state = torch.get_rng_state()
+    assert_close(found[1], found[0], 1e-14)
+    assert terms[0] == terms[1]
+    assert not torch.equal(state, torch.manual_seed(99).get_state())

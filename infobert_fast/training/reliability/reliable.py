@@ -68,6 +68,7 @@ class ReliableTrainer(Trainer):
     def _begin_run(self) -> None:
         """Make what a run is made of, so that nothing of an earlier one goes into it."""
         self._guard, self._terms = NonfiniteGuard(self.args.nonfinite), TermLog()
+        self._left_out = 0  # steps since the last log line
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         """As the Trainer's, which calls it for a training between making the optimiser and giving it to the engine."""
@@ -192,6 +193,7 @@ class ReliableTrainer(Trainer):
             "logged_step": self._globalstep_last_logged,
             "terms": self._terms.state_dict(),
             "skipped_steps": self._guard.skipped,
+            "left_out": self._left_out,
         }
         torch.save(progress, Path(output_dir, PROGRESS.format(self.args.process_index)))
 
@@ -205,7 +207,7 @@ class ReliableTrainer(Trainer):
             self._total_loss_scalar = -progress["loss"].item()  # train_loss is of the steps of this call
             self._globalstep_last_logged = progress["logged_step"]
             self._terms.load_state_dict(progress["terms"])
-            self._guard.skipped = progress["skipped_steps"]
+            self._guard.skipped, self._left_out = progress["skipped_steps"], progress["left_out"]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """As the Trainer's, which would go one step beyond the last where a run resumed there is within an epoch."""
@@ -252,9 +254,25 @@ class ReliableTrainer(Trainer):
         ):
             cast(Any, self.optimizer).zero_grad()  # torch's optimisers pass over a parameter that has no gradient
             self._tr_loss, self._terms = self._logs_before
-            done = self.state.global_step - self._globalstep_last_logged
-            self._tr_loss *= (done + 1) / max(done, 1)  # the logged mean counts this step too
+            self._left_out += 1
         return grad_norm
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, which divides the sum of losses by the steps since the last line, those left out too."""
+        if self.control.should_log:
+            self._make_up_for_left_out()
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; its mean over the run divides by all steps likewise."""
+        self._make_up_for_left_out()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _make_up_for_left_out(self) -> None:
+        steps = self.state.global_step - self._globalstep_last_logged
+        if self._left_out:
+            self._tr_loss *= steps / max(steps - self._left_out, 1)
+        self._left_out = 0
 
     def _examples_of(self, micro_step: int) -> list[int] | None:
         """The numbers in the training set of this rank's examples in a micro-batch of the current step."""

@@ -22,24 +22,45 @@ __all__ = ["find_checkpoint", "frozen_digest", "run_record"]
 
 logger = logging.getLogger(__name__)
 
-# Of transformers' arguments, those that the parameters depend on; of ours, all but the last line's.
+# Arguments on which the parameters do not depend, by the reason. Every other one, ours or transformers', is recorded.
 # fmt: off
-STOCK = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "num_train_epochs",
-    "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio",
-    "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16", "torch_compile", "train_sampling_strategy",
-    "dataloader_drop_last", "ignore_data_skip",
-)
-# fmt: on
-FREE = {
-    "nonfinite",
-    "resume_with_changes",
-    "critic_checkpoint",
-    "logging_nan_inf_filter",
-    "peak_tflops",
-    "profile_regularizers",
+FREE: dict[str, tuple[str, ...]] = {
+    "where a run writes, and what it is called": (
+        "output_dir", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+        "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
+        "hub_revision",
+    ),
+    "what is shown and measured": (
+        "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_on_each_node",
+        "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "debug",
+        "skip_memory_metrics", "peak_tflops", "profile_regularizers",
+    ),
+    "an evaluation leaves the training as it was": (
+        "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "prediction_loss_only",
+        "eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
+        "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "load_best_model_at_end",
+        "metric_for_best_model", "greater_is_better", "do_train", "do_eval", "do_predict",
+    ),
+    "when and how checkpoints are written and read": (
+        "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
+        "enable_jit_checkpoint", "restore_callback_states_from_checkpoint", "resume_from_checkpoint",
+        "resume_with_changes", "critic_checkpoint",
+    ),
+    "the record names the engine, the ranks and the device itself": (
+        "deepspeed", "fsdp", "fsdp_config", "local_rank", "use_cpu", "ddp_backend", "ddp_timeout",
+        "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_find_unused_parameters",
+    ),
+    "how batches arrive, and not which": (
+        "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+        "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order",
+    ),
+    "the same values in less memory": (
+        "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
+        "gradient_checkpointing_kwargs", "torch_empty_cache_steps",
+    ),
+    "what happens at a fault": ("nonfinite",),
 }
+# fmt: on
 PROBES = 32  # examples read to tell one dataset from another; of a frozen weight about as many values
 ORIGINS = ("base_model_name_or_path", "auto_mapping", "inference_mode", "revision", "peft_version")
 
@@ -57,7 +78,7 @@ def run_record(
     :func:`frozen_digest` of the model.
     """
     settings = args.to_dict()
-    names = [*STOCK, *(name for name in InfoBertArguments.__annotations__ if name not in FREE)]
+    free = {name for names in FREE.values() for name in names}
     config = json.loads(model.config.to_json_string(use_diff=False))
     # Where it came from, and what the first forward, the first save and (of the tokenizer) the Trainer's start fill in.
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -68,7 +89,7 @@ def run_record(
         "run": {
             "world_size": args.world_size,
             "engine": engine,
-            "arguments": {name: settings[name] for name in names if name in settings},
+            "arguments": {name: value for name, value in settings.items() if name not in free},
             "model": {"class": model_class, "config": config, "adapters": _adapters(model), "frozen_weights": base},
             "train_dataset": _describe(dataset, args.device),
         },

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["RandomReplay"]
+__all__ = ["RandomReplay", "check_device"]
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a device whose random state is not replayed.
+
+    Raises:
+        ValueError: for a device other than a CPU or CUDA's, whose dropout masks would differ from pass to pass.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"the device is {device.type!r}, whose random state is not replayed, so that dropout masks would differ "
+            f"from pass to pass: train on a CPU (use_cpu=True) or a CUDA device"
+        )
 
 
 class RandomReplay:
@@ -14,15 +27,11 @@ class RandomReplay:
     state is a seed and an offset kept on the host: reading it does not wait for the device.
 
     Raises:
-        ValueError: for a device other than a CPU or CUDA's, whose dropout masks would differ from pass to pass.
+        ValueError: as :func:`check_device`.
     """
 
     def __init__(self, device: torch.device) -> None:
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(
-                f"the device is {device.type!r}, whose random state is not replayed, so that dropout masks would "
-                f"differ from pass to pass: train on a CPU (use_cpu=True) or a CUDA device"
-            )
+        check_device(device)
         self._device = device
         self._cpu_state = torch.get_rng_state()
         self._device_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
