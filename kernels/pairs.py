@@ -52,7 +52,7 @@ class Terms(NamedTuple):
 class Pairs(NamedTuple):
     """Pair p is ``(local[local_index[p]], global_[pair_index[p]])``, the identity where an index is None."""
 
-    count: int  # of this call
+    count: int  # type: ignore[assignment] # of this call; the tuple's method of that name is of no use here
     local_index: Tensor | None = None
     pair_index: Tensor | None = None
     chunk_size: int | None = None  # None: every pair is a negative of every other

@@ -123,7 +123,7 @@ class InfoBertArguments(TrainingArguments):
             "the micro-batch; all: those of all ranks."
         },
     )
-    global_feature: Literal["auto", Feature] = field(  # type: ignore[valid-type]
+    global_feature: Literal["auto", Feature] = field(
         default="auto",
         metadata={
             "help": "What stands for a sentence: the first token's state, the last one's, or the mean of all; auto: "

@@ -52,7 +52,8 @@ class QuestionAnsweringTrainer(InfoBertTrainer):
         self._reader = AnswerReader() if reader is None else reader
         self._evaluated = ""
         sets = {name: part.windows for name, part in self._questions.items()}
-        super().__init__(*args, eval_dataset=sets or None, compute_metrics=self._score, **kwargs)
+        own: dict[str, Any] = {"eval_dataset": sets or None, "compute_metrics": self._score}
+        super().__init__(*args, **own, **kwargs)
 
     def evaluation_loop(
         self,

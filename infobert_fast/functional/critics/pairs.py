@@ -39,10 +39,10 @@ def check_pairs(
     if clip is not None:
         checks.number("clip", clip, low=1e-6, advice="scores are cut to [-clip, clip] in the sums; None cuts none")
     counts = []
-    for (name, rows), index, index_name in ((local, local_index, "local_index"), (global_, pair_index, "pair_index")):
+    for (name, side), index, index_name in ((local, local_index, "local_index"), (global_, pair_index, "pair_index")):
         if index is not None and not (pairs_of_ranks is not None and index.numel() == 0):
-            checks.index(index_name, index, rows.shape[0], name, rows.device, validate=validate)
-        counts.append(rows.shape[0] if index is None else index.shape[0])
+            checks.index(index_name, index, side.shape[0], name, side.device, validate=validate)
+        counts.append(side.shape[0] if index is None else index.shape[0])
     pairs, others = counts
     if paired and pairs != others:
         raise ValueError(
@@ -55,7 +55,8 @@ def check_pairs(
             was = f"{labels.dtype} of shape {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels)
             raise ValueError(f"`labels` was {was}; it must be torch.int64 of shape [{pairs}], one label a pair")
         checks.agree("labels", labels, *local, dtype=False)
-    columns, rows = labels, labels
+    columns: Tensor | None = labels
+    rows = labels
     if not include_pairs and labels is None:
         columns = local_index if fixed == "local" else pair_index
         if columns is None:

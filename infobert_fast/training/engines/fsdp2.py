@@ -101,13 +101,16 @@ class Fsdp2Runner(Runner):
 
     @classmethod
     def class_of(cls, model: nn.Module) -> type[nn.Module]:
-        return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+        kinds: list[type[Any]] = [kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule)]
+        return kinds[0]
 
     @property
     def bare(self) -> Callable[..., Any]:
+        sharded: Any = self.sharded
+
         def call(**inputs: Any) -> Any:
             with self._autocast():
-                return self.sharded(**inputs)
+                return sharded(**inputs)
 
         return call
 

@@ -152,7 +152,8 @@ def load_critic(critic: InfoNCE, source: str | Path) -> bool:
             f"the critic in {source} has shapes {actual}; this run's has {expected}: set `critic_hidden_dim` and the "
             f"model as in the run that wrote it, or remove its weights"
         )
-    set_model_state_dict(critic, found, options=StateDictOptions(full_state_dict=True))  # of a sharded critic too
+    whole: dict[str, Any] = dict(found)
+    set_model_state_dict(critic, whole, options=StateDictOptions(full_state_dict=True))  # of a sharded critic too
     return True
 
 

@@ -87,7 +87,8 @@ def read_by_head(grad: Tensor, attention_mask: Tensor, last: Tensor | None = Non
     size = grad.norm(dim=-1)
     if not bool(size.any()):
         return None
-    for feature, marks in (("first", mask), ("last", last)):
+    ends: tuple[tuple[Feature, Tensor], ...] = (("first", mask), ("last", last))
+    for feature, marks in ends:
         if not bool(size.scatter(1, place_of(feature, marks)[:, None], 0.0).any()):
             return feature
     mean = sentence_feature(grad, mask, "mean").unsqueeze(1)

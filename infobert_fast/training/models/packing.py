@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from infobert_fast.data.packing import Packing
 from infobert_fast.training.models.stock import stock_of
@@ -29,7 +28,7 @@ class PackedEncoder:
         ValueError: for a model without such a stack, or an attention other than ``sdpa`` and ``eager``.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         self._attention = model.config._attn_implementation
         if self._attention not in ("sdpa", "eager"):
             raise ValueError(

@@ -191,7 +191,8 @@ def divergence_for(config: PreTrainedConfig, labels: Any = None) -> Divergence:
         ValueError: for several labels at once, whose predictions are no distribution over classes.
     """
     task = getattr(config, "problem_type", None)
-    several = task is None and config.num_labels > 1 and isinstance(labels, Tensor) and labels.is_floating_point()
+    numbers = isinstance(labels, Tensor) and labels.is_floating_point()
+    several = task is None and (config.num_labels or 1) > 1 and numbers
     if task == "multi_label_classification" or several:
         raise ValueError(
             "the model has several labels at once ('multi_label_classification'); they are no distribution that a "
