@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from infobert_fast.data.answers import AnswerReader
 from infobert_fast.data.qa import windows
 from infobert_fast.metrics.squad import squad_scores
+from infobert_fast.training.arguments import InfoBertArguments
 from infobert_fast.training.trainer import InfoBertTrainer
 
 __all__ = ["QuestionAnsweringTrainer", "QuestionSet"]
@@ -46,14 +47,19 @@ class QuestionAnsweringTrainer(InfoBertTrainer):
     """
 
     def __init__(
-        self, *args: Any, eval_questions: Mapping[str, QuestionSet], reader: AnswerReader | None = None, **kwargs: Any
+        self,
+        model: Any = None,
+        args: InfoBertArguments | None = None,
+        *,
+        eval_questions: Mapping[str, QuestionSet],
+        reader: AnswerReader | None = None,
+        **kwargs: Any,
     ) -> None:
         self._questions = dict(eval_questions)
         self._reader = AnswerReader() if reader is None else reader
         self._evaluated = ""
         sets = {name: part.windows for name, part in self._questions.items()}
-        own: dict[str, Any] = {"eval_dataset": sets or None, "compute_metrics": self._score}
-        super().__init__(*args, **own, **kwargs)
+        super().__init__(model, args, eval_dataset=sets or None, compute_metrics=self._score, **kwargs)
 
     def evaluation_loop(
         self,
