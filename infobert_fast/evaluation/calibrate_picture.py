@@ -25,8 +25,10 @@ def draw_calibration(found: Calibration, rise: float, path: Path, title: str) ->
     axes.axhline(rise, color="tab:gray", linestyle=":", linewidth=1)
     adv_lr = found.settings["adv_lr"]
     axes.axvline(adv_lr, color="tab:gray", linestyle=":", linewidth=1)
-    axes.annotate(f"adv_lr {adv_lr:g}", (adv_lr, rise), xytext=(6, 6), textcoords="offset points")
+    axes.annotate(f"adv_lr {adv_lr:g}", (adv_lr, rise), xytext=(6, -14), textcoords="offset points")
     axes.set_xscale("log")
+    axes.set_xticks(found.radii, [f"{radius:.2g}" for radius in found.radii])
+    axes.minorticks_off()
     axes.set_xlabel("l2 norm of a sentence's perturbation")
     axes.set_ylabel("rise of the mean loss, nats")
     axes.legend()
