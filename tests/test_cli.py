@@ -404,4 +404,4 @@ def test_models_and_tokenizers_that_do_not_fit_are_a_message(nli_folder, tmp_pat
     # A causal classifier reads its last token, which sees the sentence.
     assert main(["train", "--model_name_or_path", str(causal), *training, "--max_steps", "2"]) == 0
     assert main(["evaluate", str(causal), "--data", data, "--information", train]) == 0
-    assert main(["explain", str(causal), "a box"]) == 0
+    assert main(["explain", str(causal), "a box", "--output", str(tmp_path / "causal.html")]) == 0
