@@ -35,10 +35,13 @@ def score_tile(
     u_ptr, scale_ptr, label_i_ptr, label_j_ptr, o_i, o_j, n_i, n_j, u_row, first_i, first_j,
     LABELS: tl.constexpr, KEEP_PAIR: tl.constexpr,
 ):  # fmt: skip
-    """(one tile of scaled scores, which of them count)."""
+    """(one tile of scaled scores, which of them count in their rows); rows past the end are zero."""
     m_i, m_j = o_i < n_i, o_j < n_j
-    m = m_i[:, None] & m_j[None, :]
-    u = tl.load(u_ptr + o_i[:, None] * u_row + o_j[None, :], mask=m, other=0.0) * tl.load(scale_ptr)
+    # up to the end of the row in memory, a multiple of 16: a mask that ends anywhere would split the vectors
+    inside = m_i[:, None] & (o_j < u_row)[None, :]
+    u = tl.load(u_ptr + o_i[:, None] * u_row + o_j[None, :], mask=inside, other=0.0)
+    u *= tl.load(scale_ptr)
+    m = tl.broadcast_to(m_j[None, :], u.shape)
     if LABELS:
         label_i = tl.load(label_i_ptr + o_i, mask=m_i, other=0)
         label_j = tl.load(label_j_ptr + o_j, mask=m_j, other=0)
@@ -64,6 +67,9 @@ def partial_kernel(
     )
     if clip is not None:
         u = clipped(u, clip)
+    if COLUMNS:
+        # rows past the end: an addend of the multiplication above, where a mask of both sides costs a test a score
+        u += tl.where(o_i < n_i, 0.0, float("-inf")).to(u.dtype)[:, None]
     u = tl.where(m, u, float("-inf"))
     # finite, so that a row that a tile leaves out whole is 0 exp(..) and not exp(-inf + inf)
     m_row = tl.maximum(tl.max(u, 1), -1e38)
@@ -123,7 +129,7 @@ def separable_weights_kernel(
     if LABELS or clip is not None:
         w = tl.where(m, w, 0.0)
     w_ptrs = w_ptr + o_i[:, None] * u_row + o_j[None, :]
-    tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty), mask=m_i[:, None] & m_j[None, :])
+    tl.store(w_ptrs, w.to(w_ptr.dtype.element_ty), mask=m_i[:, None] & (o_j < u_row)[None, :])
 
 
 EVERY = Terms()
