@@ -151,5 +151,7 @@ def logsumexp(
     x: Tensor, y: Tensor, scale: Tensor, terms: Terms, symmetric: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """:func:`separable_forward` of wide rows that hold values of ``dtype``, differentiable in x, y and scale."""
+    if terms.rows is not None and terms.rows is terms.columns and torch.compiler.is_compiling():
+        terms = terms._replace(rows=terms.rows.clone())  # Dynamo takes no tensor twice
     lse: tuple[Tensor, Tensor] = _Logsumexp.apply(x, y, scale, *terms, symmetric, dtype)
     return lse

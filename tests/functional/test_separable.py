@@ -178,7 +178,7 @@ def test_it_is_the_loss_of_clip_and_of_simcse():
     image, text, scale = (tensor.float() for tensor in operands("cosine", 24, 24))
     logits = scale * torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).t()
     own = torch.arange(24, device=DEVICE)
-    losses = [torch.nn.functional.cross_entropy(table, own) for table in (logits.t(), logits)]
+    losses = [torch.nn.functional.cross_entropy(table, own) for table in (logits, logits.t())]  # SimCSE's, the other
     bound = bound_of(separable_info_nce, "cosine")
     torch.testing.assert_close(math.log(24) - bound(image, text, scale), losses[0])
     bound = bound_of(separable_info_nce, "cosine", symmetric=True)
