@@ -14,7 +14,7 @@
 #   pip download --no-deps --only-binary :all: --python-version 3.12 -d benchmarks/wheels \
 #       -c constraints.txt pytest iniconfig pluggy pytest-benchmark py-cpuinfo2 rich markdown-it-py mdurl pygments tqdm \
 #       hypothesis sortedcontainers datasets dill multiprocess xxhash pandas python-dateutil tzdata pyarrow accelerate \
-#       psutil memeff siglip-kernel
+#       psutil peft scipy memeff siglip-kernel
 # The last two are other projects' kernels, timed beside ours where they are there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -123,7 +123,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "benchmarks")
+sys.path.insert(0, "benchmarks/report")
 from reading import read
 
 suite = Path(sys.argv[1])

@@ -106,7 +106,9 @@ class Source:
             try:
                 source = read_yaml(source)
             except yaml.YAMLError as error:
-                raise ValueError(f"source {source!r} is no mapping as YAML writes one: {error}") from error
+                raise ValueError(
+                    f"source {source!r} is no mapping as YAML writes one ({{path: FILE, ...}}): {error}"
+                ) from error
         if isinstance(source, str):
             match = _SHORTHAND.fullmatch(source.strip())
             if match is None or ("#" in match["path"] and not match["path"].endswith(ENDINGS)):

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_arguments", "has_own_precision", "settle_arguments", "with_ready_files"]
+__all__ = ["ENGINES_ARGUMENTS", "check_arguments", "has_own_precision", "settle_arguments", "with_ready_files"]
+
+# What transformers' arguments say of an engine; a checkpoint's record names the engine itself.
+ENGINES_ARGUMENTS = (
+    *("deepspeed", "fsdp", "fsdp_config", "ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb"),
+    *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_find_unused_parameters"),
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDERS = {"deepspeed": "deepspeed", "fsdp_config": "fsdp"}  # arguments that take a file; where the ready ones are

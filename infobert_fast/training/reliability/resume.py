@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
 from infobert_fast.training.arguments import InfoBertArguments
+from infobert_fast.training.engines.ready import ENGINES_ARGUMENTS
 from infobert_fast.training.reliability import checkpoints
 from infobert_fast.training.steps.replay import RandomReplay
 
@@ -47,8 +48,7 @@ FREE: dict[str, tuple[str, ...]] = {
         "resume_with_changes", "critic_checkpoint",
     ),
     "the record names the engine, the ranks and the device itself": (
-        "deepspeed", "fsdp", "fsdp_config", "local_rank", "use_cpu", "ddp_backend", "ddp_timeout",
-        "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_find_unused_parameters",
+        *ENGINES_ARGUMENTS, "local_rank", "use_cpu",
     ),
     "how batches arrive, and not which": (
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
